@@ -1,0 +1,3 @@
+from ffrepro.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ffrepro import __version__, errors
+
+app = typer.Typer(
+    help="Reproduce The Trifecta (arXiv 2311.18130): Forward-Forward training of deep networks, and the proof of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+params_app = typer.Typer(help="Look at params.yaml: check it, show a row, print its schema.", no_args_is_help=True)
+app.add_typer(params_app, name="params")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+MirrorOption = Annotated[
+    str | None, typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no official source.", envvar="FFREPRO_OFFLINE")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", envvar="FFREPRO_DEVICE")]
+NameArgument = Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")]
+
+
+def _settings(device: Device, mirror: str | None, offline: bool) -> dict[str, str]:
+    if mirror and "://" not in mirror:
+        mirror = str(Path(mirror).resolve())  # stages run in the project's root
+    settings = {"FFREPRO_DEVICE": device.value, "FFREPRO_OFFLINE": "1" if offline else ""}
+    return settings | ({"FFREPRO_MIRROR": mirror} if mirror else {})
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ffrepro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def reproduce(
+    name: NameArgument,
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
+) -> None:
+    """Run a row's part of the DVC graph and print its verdict.
+
+    Exit code: 0 reproduced, 2 bad input, 3 not reproduced, 4 inconclusive, 5 this machine cannot.
+    """
+    import json
+
+    from ffrepro import config, layout, pipeline, record, report, verdict
+
+    project = layout.find()
+    params = config.load(project.params)
+    row = config.experiment(params, name)
+    pipeline.check_graph(params, project)
+    if row.requires == "cuda":
+        from ffrepro import devices
+
+        devices.require(params, name, device.value)
+    pipeline.repro(project, f"verdict@{name}", _settings(device, mirror, offline))
+    report.write_tables(project)
+    result = record.read_json(project.verdict(name))
+    print(json.dumps(result) if as_json else report.sentence(result))
+    raise typer.Exit(verdict.EXIT_CODES[result["verdict"]])
+
+
+@app.command("list")
+def list_rows() -> None:
+    """List the rows: data set, network, device, measured cost, published and reference accuracy."""
+    from ffrepro import layout, report
+
+    print(report.overview(layout.find()))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set.", metavar="NAME")],
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Bring a data set's canonical files, verified: already here, from a mirror, or from the official source."""
+    from ffrepro import data, layout
+    from ffrepro.progress import DownloadProgress, say
+
+    project = layout.find()
+    with DownloadProgress() as progress:
+        data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
+    files = len(data.DATASETS[name].contents)
+    print(f"{name}: {f'{files} files verified' if files else 'embedded, nothing to fetch'}; licence: {data.DATASETS[name].licence}")
+
+
+@app.command("report")
+def report_tables() -> None:
+    """Write report/table.md and report/table.csv from the verdicts that are there; the rest says "not run"."""
+    from ffrepro import layout, report
+
+    print(report.write_tables(layout.find()), end="")
+
+
+@app.command()
+def reference(
+    name: NameArgument,
+    machine: Annotated[str, typer.Option(help='The machine\'s class, e.g. "2 cores AMD EPYC with AVX-512, no GPU".')],
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Train a row's reference seeds and write their accuracies to results/, for others to compare with."""
+    from ffrepro import config, layout, pipeline, report
+
+    project = layout.Layout(layout.find().root, "results")
+    row = config.experiment(config.load(project.params), name)
+    pipeline.train_references(project, name, row, _settings(device, mirror, offline))
+    value = report.write_reference(name, row, project, machine)
+    print(f"{name}: {report.percent(value)}, {value['seconds']:.0f} s a seed")
+
+
+@params_app.command()
+def check() -> None:
+    """Check the whole of params.yaml, paper.yaml and graph.yaml; nothing is run."""
+    from ffrepro import config, layout, pipeline, targets
+
+    project = layout.find()
+    params = config.load(project.params)
+    pipeline.check_graph(params, project)
+    targets.read_paper(project.paper)
+    print(f"params.yaml: {len(params.experiments)} rows, {sum(len(r.seeds) for r in params.experiments.values())} runs: sound")
+
+
+@params_app.command()
+def show(name: NameArgument) -> None:
+    """Print a row with its defaults filled in, as JSON."""
+    from ffrepro import config, layout
+
+    print(config.canonical(config.experiment(config.load(layout.find().params), name)), end="")
+
+
+@params_app.command()
+def schema() -> None:
+    """Print the JSON Schema of params.yaml, for editors; params.schema.json is its committed copy."""
+    from ffrepro import config
+
+    print(config.json_schema(), end="")
+
+
+@params_app.command()
+def graph() -> None:
+    """Write graph.yaml, the rows' seeds as DVC's stages, from params.yaml."""
+    from ffrepro import config, layout, pipeline
+
+    project = layout.find()
+    pipeline.write_graph(config.load(project.params), project)
+    print("graph.yaml written")
+
+
+def main() -> None:
+    """The command `ffrepro`: a user's mistake is one line on stderr and an exit code, never a traceback."""
+    sys.exit(errors.run(app))
+
+
+if __name__ == "__main__":
+    main()

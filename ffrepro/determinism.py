@@ -1,0 +1,22 @@
+"""Every switch that makes a run repeat bit for bit, set in one place before the first tensor is computed.
+
+Promised: the same row, seed, code and environment (`record.environment`) give the same weights, bit for bit. The number of
+CPU threads is part of the environment: one thread more adds the same numbers in another order.
+"""
+
+import os
+
+import torch
+
+
+def switch_on() -> None:
+    """Set the switches for this process, before anything is computed on a device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts; older cuBLAS needs it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # The legacy names first, then the leaves: set alone, either leaves TF32 on somewhere in 2.11 (pytorch #179445, #166387).
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -1,0 +1,60 @@
+"""Which device a command computes on, and what to say when a row needs one that is not here."""
+
+import os
+
+import torch
+
+from ffrepro.config import Experiment, Params, experiment
+from ffrepro.errors import MachineError, UserError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def wanted(given: str | None = None) -> str:
+    """The word given, or FFREPRO_DEVICE, or auto. Raises UserError for another word."""
+    word = given or os.environ.get("FFREPRO_DEVICE") or "auto"
+    if word not in DEVICES:
+        raise UserError(f"device: given {word!r}; allowed: {', '.join(DEVICES)} (--device or FFREPRO_DEVICE)")
+    return word
+
+
+def choose(given: str | None = None) -> torch.device:
+    """CUDA where there is one, unless the CPU was asked for. Raises MachineError for CUDA where there is none.
+
+    Also takes FFREPRO_THREADS, the number of CPU threads (default: PyTorch's own choice).
+    """
+    word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
+    if threads:
+        if not (threads.isdecimal() and 1 <= int(threads) <= 1024):
+            raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
+        torch.set_num_threads(int(threads))
+    if word == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu")
+    return torch.device("cuda" if word != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def require(params: Params, name: str, given: str | None = None) -> None:
+    """Raise MachineError when a row needs CUDA, there is none, and the CPU was not asked for in so many words."""
+    row = experiment(params, name)
+    if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
+        return
+    instead = ", ".join(other for other, its in params.experiments.items() if its.requires == "cpu")
+    raise MachineError(
+        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU would take {cpu_time(row)} a seed "
+        f"(from measured steps); run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
+    )
+
+
+def cpu_time(row: Experiment) -> str:
+    """How long one seed's training would take on this CPU, in words, from measured steps of few images."""
+    from ffrepro.training import seconds_per_epoch
+
+    return duration(seconds_per_epoch(row, torch.device("cpu")) * row.training.epochs)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

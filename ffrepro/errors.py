@@ -1,0 +1,37 @@
+"""Mistakes that a person can mend: an entry point prints them, one line each, and exits with their code."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_CODE_FILE = "FFREPRO_EXIT_CODE_FILE"
+"""Variable that names a file for a failing stage's exit code, which DVC keeps to itself."""
+
+
+class UserError(Exception):
+    """What was given cannot be used: which file or field, what it holds, what is allowed, what to do."""
+
+    exit_code = 2
+
+
+class MachineError(UserError):
+    """What was asked for is sound, but this machine cannot do it."""
+
+    exit_code = 5
+
+
+def run(main: Callable[..., int | None], *arguments: str) -> int:
+    """Call an entry point; its exit code, with UserError and Ctrl-C as lines on stderr instead of tracebacks."""
+    try:
+        code = main(*arguments) or 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"ffrepro: {line}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("ffrepro: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        code = 130
+    if code and EXIT_CODE_FILE in os.environ:
+        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+    return code

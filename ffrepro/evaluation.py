@@ -1,0 +1,73 @@
+"""Goodness per candidate label -> prediction -> accuracy, for each block and for the blocks that vote."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffrepro.augment import normalise
+from ffrepro.config import Experiment
+from ffrepro.data import DATASETS
+from ffrepro.goodness import goodness
+from ffrepro.network import Network
+
+IMAGES = 100  # images a pass, each under every label: fixed, so that the same weights give the same bits
+
+
+@torch.no_grad()
+def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> Tensor:
+    """Goodness of every image under every label at every block, in eval mode (running statistics).
+
+    images: (N, C, H, W) uint8. Returns (N, classes, blocks) float32 on the same device.
+    """
+    source = DATASETS[experiment.data.name]
+    mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
+    labels = torch.arange(experiment.classes, device=images.device)
+    training = network.training
+    network.eval()
+    rows = []
+    with autocast(images.device, experiment.training.precision):
+        for batch in images.split(IMAGES):
+            n = len(batch)
+            repeated = normalise(batch, mean, std).repeat_interleave(len(labels), 0)
+            activations = network(repeated, labels.repeat(n))
+            rows.append(torch.stack([goodness(h) for h in activations], 1).view(n, len(labels), -1))
+    network.train(training)
+    return torch.cat(rows)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The arithmetic of a row: convolutions in `precision`, everything that adds up in float32."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def predictions(table: Tensor, vote: str) -> Tensor:
+    """The label of the highest goodness, averaged over the blocks that vote.
+
+    table: (N, classes, blocks); vote: last, last-2 .. last-9 or all. Returns (N,) int64.
+    """
+    voters = table.shape[2] if vote == "all" else int(vote.removeprefix("last-")) if vote != "last" else 1
+    return table[:, :, -voters:].mean(2).argmax(1)
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Share of right predictions in percent."""
+    return 100 * (predicted == labels).double().mean().item()
+
+
+def block_accuracies(table: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy of each block by itself: {"1": percent, ...}, first block first."""
+    return {str(i + 1): accuracy(table[:, :, i].argmax(1), labels) for i in range(table.shape[2])}
+
+
+def metrics(table: Tensor, labels: Tensor, vote: str) -> dict[str, Any]:
+    """The accuracy that counts, each block's own, and what other choices of voters would have given."""
+    blocks = table.shape[2]
+    votes = ["last", *(f"last-{k}" for k in (2, 3) if k <= blocks), "all"]
+    return {
+        "accuracy": accuracy(predictions(table, vote), labels),
+        "vote": vote,
+        "images": len(labels),
+        "blocks": block_accuracies(table, labels),
+        "votes": {choice: accuracy(predictions(table, choice), labels) for choice in votes},
+    }

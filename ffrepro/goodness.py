@@ -1,0 +1,43 @@
+"""Goodness of a sample at a block, and the two losses that a block can learn by.
+
+Everything here is a formula on tensors: no parameters, no state, no device.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def goodness(activation: Tensor) -> Tensor:
+    """Mean squared activation of each sample, in float32 whatever the precision of the block.
+
+    activation: (B, ...) block output, after pooling. Returns (B,) float32.
+    Source: the authors' code (a mean; Hinton 2022, section 2, sums).
+    """
+    return activation.float().square().flatten(1).mean(1)
+
+
+def symba_loss(positive: Tensor, negative: Tensor, alpha: float) -> Tensor:
+    """mean softplus(-alpha (g+ - g-)) over the pairs: only the separation counts, not its place.
+
+    positive, negative: (B,) goodness of the same images with true and with wrong labels. Returns ().
+    Source: SymBa (Lee & Song 2023), as the Trifecta uses it with alpha = 4.
+    """
+    return softplus(-alpha * (positive - negative)).mean()
+
+
+def threshold_loss(positive: Tensor, negative: Tensor, threshold: float) -> Tensor:
+    """mean of softplus(threshold - g+) and softplus(g- - threshold) over both halves.
+
+    positive, negative: (B,) goodness of the true-label and the wrong-label half. Returns ().
+    Source: the original Forward-Forward loss (Hinton 2022, equation 1), the ablation's other loss.
+    """
+    return softplus(torch.cat([threshold - positive, negative - threshold])).mean()
+
+
+def wrong_labels(labels: Tensor, shift: Tensor, classes: int) -> Tensor:
+    """The label `shift` places further round the circle of classes: never the true one.
+
+    labels, shift: (B,) integers, shift uniform in 1 .. classes - 1, so that every wrong label is equally likely.
+    """
+    return (labels + shift) % classes

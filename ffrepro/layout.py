@@ -1,0 +1,67 @@
+"""Where the files of a project lie. The only place that knows."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffrepro.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below a project's root. `runs` is the folder of the runs: `runs`, or `results` for the committed references."""
+
+    root: Path
+    runs: str = "runs"
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def paper(self) -> Path:
+        return self.root / "paper.yaml"
+
+    @property
+    def graph(self) -> Path:
+        return self.root / "graph.yaml"
+
+    @property
+    def reference(self) -> Path:
+        return self.root / "results" / "reference.json"
+
+    @property
+    def downloads(self) -> Path:
+        """Canonical files as `fetch` verified them; FFREPRO_DATA puts them elsewhere, for several projects to share."""
+        return Path(os.environ.get("FFREPRO_DATA") or self.root / "data" / "downloads")
+
+    def data(self, name: str) -> Path:
+        return self.root / "data" / f"{name}.safetensors"
+
+    def experiment(self, name: str) -> Path:
+        return self.root / self.runs / name / "experiment.json"
+
+    def run(self, name: str, seed: int) -> Path:
+        return self.root / self.runs / name / str(seed)
+
+    def checkpoint(self, name: str, seed: int) -> Path:
+        """Beside the runs, not in them: DVC empties a stage's outputs before it runs the stage again."""
+        return self.root / "checkpoints" / f"{name}-{seed}.pt"
+
+    def summary(self, name: str) -> Path:
+        return self.root / "report" / "rows" / f"{name}.json"
+
+    def verdict(self, name: str) -> Path:
+        return self.root / "report" / "verdicts" / f"{name}.json"
+
+    def table(self, ending: str) -> Path:
+        return self.root / "report" / f"table.{ending}"
+
+
+def find(start: Path | None = None) -> Layout:
+    """The project that `start` (default: the current folder) lies in. Raises UserError where there is none."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return Layout(folder)
+    raise UserError(f"no ffrepro project in {start.name or start} or above it (params.yaml and dvc.yaml); go to your clone")

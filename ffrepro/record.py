@@ -1,0 +1,129 @@
+"""What ran, on what, from what: hashes of tensors and code, the environment, and files that are whole or absent."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ffrepro.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+NUMBERS = ("augment", "data", "determinism", "goodness", "network", "randomness", "training")
+"""The modules whose source decides a training's numbers: a checkpoint of other code is not resumed."""
+
+
+def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:
+    """SHA-256 of tensors, not of a file: for each name in order, name, type and shape as text, then the values.
+
+    The values are hashed as little-endian bytes, last index fastest, so device, strides and file format do not matter.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
+        digest.update(memoryview(tensor.flatten().view(_bytes()).numpy()))
+    return digest.hexdigest()
+
+
+def _bytes() -> "torch.dtype":
+    import torch
+
+    return torch.uint8
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_hash(modules: Iterable[str] = NUMBERS) -> str:
+    """SHA-256 of the named modules' source, line ends made alike."""
+    folder = Path(__file__).parent
+    return text_hash("\0".join(f"{name}\0{(folder / name).with_suffix('.py').read_text()}" for name in sorted(modules)))
+
+
+def environment(device: "torch.device") -> dict[str, Any]:
+    """What the bits of a run depend on besides code, parameters and data. Names no user, host or path."""
+    import torch
+
+    facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": device.type}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": gpu.name,
+            "multiprocessors": gpu.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    else:
+        facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return facts | {"machine": platform.machine()}
+
+
+def write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Let `writer` make the file under a temporary name, flush it to the disk, and only then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        writer(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path.name}: cannot be written: {error.strerror or error}; free some space or rights and run again") from None
+
+
+def write_text(text: str, path: Path) -> None:
+    write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(content: object, path: Path) -> None:
+    write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError in one line when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and run the stage that writes it again") from None
+
+
+def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
+    """Write tensors as safetensors with their hash in the header; returns the hash.
+
+    One metadata key only: with more, safetensors' bytes differ from process to process.
+    """
+    from safetensors.torch import save
+
+    digest = tensors_hash(tensors)
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"sha256": digest})
+    write(path, lambda part: part.write_bytes(content))
+    return digest
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Read what `write_tensors` wrote. Raises UserError when it is missing, damaged, or not what its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            said = (file.metadata() or {}).get("sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); delete it and run again") from None
+    found = tensors_hash(tensors)
+    if found != said:
+        raise UserError(f"{path}: damaged: its tensors hash to {found}, its header says {said}; delete it and run again")
+    return tensors

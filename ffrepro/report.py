@@ -1,0 +1,177 @@
+"""Runs -> a row's summary -> the table of all rows, in Markdown and CSV with the same digits."""
+
+import csv
+import io
+from typing import Any
+
+from ffrepro import config, record
+from ffrepro.config import Experiment, training_parameters
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.targets import Target, spread
+
+NOT_RUN = "not run"
+
+
+def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout) -> list[dict[str, Any]]:
+    """{"metrics", "record"} of exactly the given seeds, in their order.
+
+    Raises UserError for a missing run, for one of a seed that is not declared, and for one of other parameters:
+    whatever lies in the folder, no number of another run gets into the mean.
+    """
+    folder = project.run(name, seeds[0]).parent
+    found = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
+    foreign = sorted(found - {str(seed) for seed in seeds})
+    if foreign:
+        raise UserError(
+            f"{folder.parent.name}/{name}: run {foreign[0]} is of no declared seed "
+            f"({', '.join(map(str, seeds))}); remove that folder, or declare the seed in params.yaml"
+        )
+    runs = []
+    for seed in seeds:
+        run = project.run(name, seed)
+        metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        checks = {
+            "seed": (facts.get("seed"), seed),
+            "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
+            "weights": (metrics.get("weights"), facts.get("weights")),
+            "vote": (metrics.get("vote"), row.evaluation.vote),
+        }
+        for what, (has, wants) in checks.items():
+            if has != wants:
+                raise UserError(f"{folder.parent.name}/{name}/{seed}: of other {what}; run `dvc repro` for it again")
+        runs.append({"metrics": metrics, "record": facts})
+    return runs
+
+
+def summarise(name: str, row: Experiment, project: Layout, target: Target | None) -> dict[str, Any]:
+    """What a row's runs say together: accuracy in percent with its spread, per block too, target, device, seconds."""
+    runs = collect(name, row, row.seeds, project)
+    records = [run["record"] for run in runs]
+    blocks = [run["metrics"]["blocks"] for run in runs]
+    devices = sorted({r["environment"].get("gpu") or r["environment"]["device"] for r in records})
+    return {
+        "experiment": name,
+        "row": record.text_hash(config.canonical(row)),
+        "seeds": list(row.seeds),
+        "accuracy": spread([run["metrics"]["accuracy"] for run in runs]),
+        "blocks": {block: spread([b[block] for b in blocks]) for block in blocks[0]},
+        "target": target.model_dump() if target else None,
+        "device": ", ".join(devices),
+        "seconds": sum(r["seconds"] for r in records),
+    }
+
+
+COLUMNS = ("experiment", "data set", "blocks", "accuracy (%)", "target (%)", "difference", "verdict", "device", "seconds a seed")
+
+
+def table(project: Layout) -> list[dict[str, str]]:
+    """One row an experiment, every cell as text. A verdict of other parameters counts as not run."""
+    from ffrepro.targets import read_targets
+
+    targets = read_targets(project.paper, project.reference)
+    rows = []
+    for name, row in config.load(project.params).experiments.items():
+        target = targets.get(name)
+        cells = {
+            "experiment": name,
+            "data set": row.data.name,
+            "blocks": str(len(row.network.parsed())),
+            "accuracy (%)": NOT_RUN,
+            "target (%)": percent(target.model_dump()) + f" {target.kind}" if target else "none",
+            "difference": "",
+            "verdict": NOT_RUN,
+            "device": "",
+            "seconds a seed": "",
+        }
+        path = project.verdict(name)
+        result = record.read_json(path) if path.exists() else None
+        if result and result["row"] == record.text_hash(config.canonical(row)):
+            cells |= {
+                "accuracy (%)": percent(result["accuracy"]),
+                "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
+                "verdict": result["verdict"],
+                "device": result["device"],
+                "seconds a seed": f"{result['seconds'] / result['accuracy']['n']:.0f}",
+            }
+        rows.append(cells)
+    return rows
+
+
+def percent(value: dict[str, Any]) -> str:
+    """83.51 ± 0.78 (n = 5), as far as known."""
+    text = f"{value['mean']:.2f}"
+    if value["std"] is not None:
+        text += f" ± {value['std']:.2f}"
+    return text if value["n"] is None else f"{text} (n = {value['n']})"
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(tuple(row[c] for c in COLUMNS) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_tables(project: Layout) -> str:
+    """Write report/table.md and report/table.csv; returns the Markdown."""
+    rows = table(project)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    record.write_text(text.getvalue(), project.table("csv"))
+    record.write_text(markdown(rows), project.table("md"))
+    return markdown(rows)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The verdict as a person reads it: measured, target and its source, rule, outcome."""
+    target = result["target"]
+    against = f"{percent(target)} %, {target['kind']}: {target['source']}" if target else "none"
+    return "\n".join(
+        [
+            f"{result['experiment']}: {percent(result['accuracy'])} % test accuracy on {result['device']}, {result['seconds']:.0f} s of training",
+            f"target:  {against}",
+            f"rule:    {result['rule']}",
+            f"verdict: {result['verdict']}: {result['why']}",
+        ]
+    )
+
+
+def overview(project: Layout) -> str:
+    """The rows as a Markdown table: what each is, needs and costs, and what it is compared with."""
+    from ffrepro.devices import duration
+    from ffrepro.targets import read_paper, read_references
+
+    published, references = read_paper(project.paper), read_references(project.reference)
+    header = ("experiment", "what", "data set", "blocks", "needs", "seeds", "cost a seed", "published (%)", "reference (%)")
+    lines = [header, tuple("---" for _ in header)]
+    for name, row in config.load(project.params).experiments.items():
+        ours = references.get(name)
+        cost = f"{duration(ours.seconds)} on {ours.machine}" if ours else NOT_RUN
+        reference = percent({**ours.model_dump(), "n": len(ours.values)}) if ours else NOT_RUN
+        paper = percent(published[name].model_dump()) if name in published else "none"
+        needs = {"cuda": "CUDA", "cpu": "CPU"}[row.requires]
+        blocks = row.network.blocks
+        lines.append((name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, reference))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_reference(name: str, row: Experiment, project: Layout, machine: str) -> dict[str, Any]:
+    """Put the accuracies of the row's reference runs below results/ into results/reference.json; returns the entry."""
+    seeds = row.verdict.reference_seeds
+    runs = collect(name, row, seeds, project)
+    accuracy = spread([run["metrics"]["accuracy"] for run in runs])
+    entry = {
+        "seeds": list(seeds),
+        "values": accuracy["values"],
+        "mean": accuracy["mean"],
+        "std": accuracy["std"] or 0.0,
+        "seconds": sum(run["record"]["seconds"] for run in runs) / len(runs),
+        "row": record.text_hash(training_parameters(row)),
+        "command": f"ffrepro reference {name}",
+        "machine": machine,
+        "ffrepro": runs[0]["record"]["ffrepro"],
+    }
+    known = record.read_json(project.reference) if project.reference.exists() else {}
+    record.write_json({**known, name: entry}, project.reference)
+    return {**entry, "n": accuracy["n"]}

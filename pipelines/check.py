@@ -1,0 +1,20 @@
+"""params.yaml -> runs/ROW/experiment.json: the checked row with its defaults filled in, whose leaves the other stages track."""
+
+import sys
+
+from ffrepro import config, errors, layout, record
+
+
+def main(name: str, runs: str = "runs") -> None:
+    project = layout.Layout(layout.find().root, runs)
+    params = config.load(project.params)
+    row = config.experiment(params, name)
+    if row.requires == "cuda":
+        from ffrepro import devices  # torch, a second that a row for the CPU need not wait
+
+        devices.require(params, name)
+    record.write_text(config.canonical(row), project.experiment(name))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

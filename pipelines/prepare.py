@@ -1,0 +1,21 @@
+"""Canonical files of a data set -> data/SET.safetensors: uint8 images and labels of both splits."""
+
+import os
+import sys
+
+from ffrepro import data, errors, layout
+from ffrepro.progress import DownloadProgress, say
+
+
+def main(name: str) -> None:
+    project = layout.find()
+    offline = os.environ.get("FFREPRO_OFFLINE", "") not in ("", "0")
+    mirror = os.environ.get("FFREPRO_MIRROR")
+    with DownloadProgress() as progress:
+        data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
+    train, test = data.read(name, project.downloads)
+    data.save(train, test, project.data(name))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

@@ -1,0 +1,14 @@
+"""Verdicts of all rows -> report/table.md and report/table.csv."""
+
+import sys
+
+from ffrepro import errors, layout
+from ffrepro.report import write_tables
+
+
+def main() -> None:
+    write_tables(layout.find())
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

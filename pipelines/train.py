@@ -1,0 +1,47 @@
+"""Row and data set -> weights, history and record of one seed."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from ffrepro import config, data, determinism, devices, errors, layout, record, training
+from ffrepro.progress import TrainingProgress, say
+
+
+def main(name: str, seed: str, runs: str = "runs") -> None:
+    project = layout.Layout(layout.find().root, runs)
+    row = config.read_experiment(project.experiment(name))
+    devices.require(config.load(project.params), name)
+    determinism.switch_on()
+    device = devices.choose()
+    train, _ = data.load(project.data(row.data.name))
+    train, held_out = data.held_out(train, row.data.held_out)
+    checkpoint, folder = project.checkpoint(name, int(seed)), project.run(name, int(seed))
+    with TrainingProgress(f"{name}-{seed}", row.training.epochs, row.steps) as progress:
+        network, history = training.train(
+            row,
+            int(seed),
+            train.to(device),
+            held_out.to(device) if row.data.held_out else None,
+            checkpoint=checkpoint,
+            say=say,
+            progress=progress.step,
+            finished=progress.finished,
+        )
+    weights = record.write_tensors(network.state_dict(), folder / "weights.safetensors")
+    record.write(folder / "history.csv", lambda part: write_csv(history, part))
+    facts = training.run_record(name, row, int(seed), train, weights, history, device)
+    record.write_json(facts, folder / "record.json")
+    checkpoint.unlink()
+
+
+def write_csv(history: list[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

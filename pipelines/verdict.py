@@ -1,0 +1,16 @@
+"""report/rows/ROW.json and the row's rule -> report/verdicts/ROW.json."""
+
+import sys
+
+from ffrepro import config, errors, layout, record
+from ffrepro.verdict import verdict
+
+
+def main(name: str) -> None:
+    project = layout.find()
+    row = config.read_experiment(project.experiment(name))
+    record.write_json(verdict(record.read_json(project.summary(name)), row.verdict), project.verdict(name))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

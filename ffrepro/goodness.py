@@ -14,7 +14,7 @@ def goodness(activation: Tensor) -> Tensor:
     activation: (B, ...) block output, after pooling. Returns (B,) float32.
     Source: the authors' code (a mean; Hinton 2022, section 2, sums).
     """
-    return activation.float().square().flatten(1).mean(1)
+    return activation.float().square().mean(tuple(range(1, activation.ndim)))
 
 
 def symba_loss(positive: Tensor, negative: Tensor, alpha: float) -> Tensor:

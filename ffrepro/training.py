@@ -119,7 +119,8 @@ def train_epoch(
     """Train one epoch in place. Returns (loss, separation) of each block, averaged over the steps in which it has a loss.
 
     data: uint8 images and labels on the network's device, all of which stay there. Nothing is read back within
-    the epoch; `progress` gets the step and the losses as a tensor, to read now and then. Returns (blocks,) twice.
+    the epoch; `progress` gets the step and the losses as a tensor, to read now and then. Returns (blocks,) twice; NaN for a
+    block that had no loss at all (the last one, where an epoch has one step). Raises UserError when a loss is no number.
     """
     training, source = experiment.training, DATASETS[experiment.data.name]
     device, n = data.images.device, len(data.labels)
@@ -144,6 +145,12 @@ def train_epoch(
         counts[learned] += 1
         progress(step, losses.detach())
     loss, separation = (sums.cpu() / counts).unbind()
+    for i in range(blocks):
+        if counts[i] and not loss[i].isfinite():
+            raise UserError(
+                f"training: the loss of block {i + 1} is no number in epoch {epoch + 1}; nothing of this epoch is kept; "
+                f"try a smaller training.lr, or another training.precision than {training.precision}"
+            )
     return loss, separation
 
 
@@ -186,17 +193,12 @@ def train(
             network, adams, data, experiment, seed, epoch, lambda step, losses, e=epoch: progress(e, step, losses)
         )
         seconds = time.perf_counter() - begun
-        if bad := [i + 1 for i, value in enumerate(loss.tolist()) if math.isinf(value)] or _nan_blocks(loss, experiment):
-            raise UserError(
-                f"training: the loss of block {bad[0]} is no number in epoch {epoch + 1}; nothing of this epoch was kept; "
-                f"try a smaller training.lr, or another training.precision than {experiment.training.precision}"
-            )
         entry: dict[str, Any] = {
             "epoch": epoch + 1,
             "seconds": round(seconds, 3),
             "images_per_second": round(n // experiment.training.batch * experiment.training.batch / seconds, 1),
-            **{f"loss_{i + 1}": value for i, value in enumerate(loss.tolist())},
-            **{f"separation_{i + 1}": value for i, value in enumerate(separation.tolist())},
+            **{f"loss_{i + 1}": value for i, value in enumerate(loss.tolist()) if not math.isnan(value)},
+            **{f"separation_{i + 1}": value for i, value in enumerate(separation.tolist()) if not math.isnan(value)},
         }
         if held_out is not None:
             table = goodness_table(network, held_out.images, experiment)
@@ -206,13 +208,6 @@ def train(
             _save(checkpoint, key, network, adams, history)
         finished(entry)
     return network, history
-
-
-def _nan_blocks(loss: Tensor, experiment: Experiment) -> list[int]:
-    """Blocks whose mean loss is NaN, except those that never had a loss (a last block, where an epoch has one step)."""
-    blocks, update = len(loss), experiment.training.update
-    steps = range(min(2, experiment.steps))
-    return [i + 1 for i in range(blocks) if loss[i].isnan() and any(has_loss(i, s, update) for s in steps)]
 
 
 def _key(experiment: Experiment, seed: int, data: Split, device: torch.device) -> dict[str, str]:

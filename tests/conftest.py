@@ -1,0 +1,88 @@
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ["FFREPRO_DEVICE"] = "cpu"  # the promises of this suite are the CPU's, also on a machine with a GPU
+
+from ffrepro import config, data, determinism  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+determinism.switch_on()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def params() -> config.Params:
+    return config.load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[data.Split, data.Split]:
+    return data.read("digits", ROOT)
+
+
+@pytest.fixture
+def row(params: config.Params) -> Callable[..., config.Experiment]:
+    """The digits row with other values: row(epochs=2, blocks="8 8P")."""
+
+    def changed(name: str = "digits", **values: Any) -> config.Experiment:
+        content = params.experiments[name].model_dump(mode="json")
+        for key, value in values.items():
+            places = [section for section in content.values() if isinstance(section, dict) and key in section]
+            assert len(places) == 1, f"{key} is in {len(places)} sections"
+            places[0][key] = value
+        return config.Experiment.model_validate(content)
+
+    return changed
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Project:
+    """A copy of the project in an empty folder, without git, in which a test may edit and run what a user would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        for name in ("params.yaml", "paper.yaml", "graph.yaml", "dvc.yaml", ".dvcignore"):
+            shutil.copy(ROOT / name, folder)
+        for name in ("ffrepro", "pipelines", ".dvc"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+        (folder / "results").mkdir()
+        shutil.copy(ROOT / "results" / "reference.json", folder / "results")
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.root / name
+        text = path.read_text()
+        assert old in text, f"{old!r} is not in {name}"
+        path.write_text(text.replace(old, new))
+
+    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `ffrepro`, `dvc` or `python` with arguments in the project, as after activating its environment."""
+        binaries = Path(sys.executable).parent
+        env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(self.root), **settings}
+        start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
+        return subprocess.run([*start, *command[1:]], cwd=self.root, env=env, capture_output=True, text=True, check=False)
+
+    def stages(self, *stages: list[str]) -> None:
+        for stage, *arguments in stages:
+            done = self.run("python", "-m", f"pipelines.{stage}", *arguments)
+            assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)

@@ -1,0 +1,93 @@
+"""Automation as verbs. Every session installs from the hashed lock, so that it runs what was tested.
+
+nox -s tests            the test suite
+nox -s reproduce -- ROW a row of params.yaml, end to end
+nox -s dev              .venv with everything, for daily use
+nox -s lint, types, slow, lock
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.error_on_missing_interpreters = True
+
+LOCKS = {  # what each lock is compiled from
+    "run": ["pyproject.toml", "--group", "build"],
+    "lint": ["--group", "lint"],
+    "dev": ["pyproject.toml", "--group", "dev"],
+}
+
+
+def install(session: nox.Session, lock: str) -> None:
+    """The locked packages, every one checked by hash, and the project itself from here."""
+    session.install("--require-hashes", "-r", f"requirements/{lock}.txt")
+    if lock != "lint":
+        session.install("--no-deps", "--no-build-isolation", "-e", ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest."""
+    install(session, "dev")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the proofs that take minutes."""
+    install(session, "dev")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Reproduce a row: nox -s reproduce -- digits."""
+    install(session, "run")
+    session.run("ffrepro", "reproduce", *(session.posargs or ["digits"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install(session, "dev")
+    session.run("mypy")
+
+
+@nox.session(venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Make .venv with everything: source .venv/bin/activate, and `ffrepro`, `dvc`, `pytest` are there."""
+    python = ["--python", ".venv"]
+    session.run("uv", "venv", "--allow-existing", ".venv")
+    session.run("uv", "pip", "sync", "--require-hashes", *python, "requirements/dev.txt")
+    session.run("uv", "pip", "install", "--no-deps", "--no-build-isolation", *python, "-e", ".")
+
+
+@nox.session(venv_backend="none")
+def lock(session: nox.Session) -> None:
+    """Renew requirements/*.txt: universal, hashed, without index addresses. `-- --upgrade` takes newer versions."""
+    for name, sources in LOCKS.items():
+        target = Path("requirements") / f"{name}.txt"
+        command = ["uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
+        session.run(
+            *command,
+            "--no-header",
+            "--no-annotate",
+            "--quiet",
+            *sources,
+            "-o",
+            str(target),
+            *session.posargs,
+            external=True,
+        )

@@ -1,0 +1,53 @@
+"""Goodness per label -> prediction -> accuracy."""
+
+import torch
+
+from ffrepro import augment
+from ffrepro.data import DATASETS
+from ffrepro.evaluation import accuracy, goodness_table, metrics, predictions
+from ffrepro.goodness import goodness
+from ffrepro.training import build
+
+CPU = torch.device("cpu")
+
+
+def test_table_is_one_pass_per_label(row, digits):
+    """The batched table equals the literal ten passes, image by image."""
+    chosen = row(blocks="4 8P 8")
+    network = build(chosen, 0, CPU)
+    images = digits[1].images[:130]  # more than one batch, the last one partial
+    table = goodness_table(network, images, chosen)
+    assert table.shape == (130, 10, 3)
+    network.eval()
+    source = DATASETS["digits"]
+    with torch.no_grad():
+        for i in (0, 99, 100, 129):
+            x = augment.normalise(images[i : i + 1], torch.tensor(source.mean), torch.tensor(source.std))
+            for label in range(10):
+                literal = [goodness(h).item() for h in network(x, torch.tensor([label]))]
+                torch.testing.assert_close(table[i, label], torch.tensor(literal))
+
+
+def test_evaluation_leaves_the_network_as_it_was(row, digits):
+    chosen = row(blocks="4 8P")
+    network = build(chosen, 0, CPU)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    goodness_table(network, digits[1].images[:20], chosen)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_blocks_that_vote_decide():
+    # one image, three labels, three blocks: each block alone prefers another label
+    table = torch.tensor([[[9.0, 0.0, 1.0], [0.0, 5.0, 0.0], [0.0, 0.0, 2.0]]])
+    assert predictions(table, "last").item() == 2
+    assert predictions(table, "last-2").item() == 1
+    assert predictions(table, "all").item() == 0
+    found = metrics(table, torch.tensor([2]), "last")
+    assert found["accuracy"] == 100
+    assert found["blocks"] == {"1": 0, "2": 0, "3": 100}
+    assert found["votes"] == {"last": 100, "last-2": 0, "last-3": 0, "all": 0}
+
+
+def test_accuracy_is_in_percent():
+    assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0

@@ -1,0 +1,89 @@
+"""Shapes, parameter counts and initial weights."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ffrepro.network import Block, Network
+from ffrepro.randomness import generator, normal, uniform
+from ffrepro.record import tensors_hash
+
+SMALL = "128P 128 256P 256 256 512P"
+LARGE = "64 128P 128 128 128 256P 256 256 256 512P 512 512"
+
+
+def network(blocks, shape=(3, 32, 32), norm="batch", seed=0):
+    return Network(shape, 10, [(int(b.rstrip("P")), b.endswith("P")) for b in blocks.split()], norm, seed)
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [(SMALL, 2_818_568), (LARGE, 8_496_520)])
+def test_parameter_counts_are_the_authors(blocks, expected):
+    assert sum(p.numel() for p in network(blocks).parameters()) == expected
+
+
+def test_the_cifar10_row_is_the_large_network(params):
+    assert params.experiments["cifar10"].network.blocks == LARGE
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_activations_halve_where_a_block_pools(norm):
+    activations = network("4 6P 6 8P", (1, 28, 28), norm)(torch.rand(2, 1, 28, 28), torch.tensor([0, 1]))
+    assert [tuple(a.shape) for a in activations] == [(2, 4, 28, 28), (2, 6, 14, 14), (2, 6, 14, 14), (2, 8, 7, 7)]
+
+
+def test_block_is_norm_convolution_relu_pool():
+    block = Block(2, 3, (6, 6), pool=True, norm="batch")
+    x = torch.randn(4, 2, 6, 6)
+    expected = torch.max_pool2d(torch.relu(block.conv(block.norm(x))), 2)
+    block.norm.reset_running_stats()
+    assert torch.equal(block(x), expected)
+    assert block.conv.bias is None
+
+
+def test_the_label_enters_as_its_plane_and_only_there():
+    net = network("4 4", (3, 8, 8))
+    images = torch.rand(2, 3, 8, 8)
+    overlaid = net.overlay(images, torch.tensor([3, 7]))
+    assert torch.equal(overlaid[:, :3], images)
+    assert torch.equal(overlaid[:, 3].flatten(1), net.embedding.weight[[3, 7]])
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    assert tensors_hash(network(SMALL).state_dict()) == tensors_hash(network(SMALL).state_dict())
+    assert tensors_hash(network(SMALL).state_dict()) != tensors_hash(network(SMALL, seed=1).state_dict())
+
+
+def test_initial_weights_are_the_same_for_every_instruction_set():
+    """The same hash with AVX-512, AVX2 and neither, and the one that is written down here."""
+    code = (
+        "import torch; from ffrepro.network import Network; from ffrepro.record import tensors_hash;"
+        "print(tensors_hash(Network((3, 32, 32), 10, [(64, False), (128, True)], 'batch', 0).state_dict()))"
+    )
+    hashes = set()
+    for capability in ("default", "avx2", "avx512"):
+        env = {"ATEN_CPU_CAPABILITY": capability, "PATH": ""}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        hashes.add(done.stdout.strip())
+    assert hashes == {"3eae9d132c57d1c1e38ce0918e080481edc840f647304a66c77d419bfb01ccdd"}
+
+
+def test_initial_weights_have_pytorchs_distributions():
+    weights = uniform((64, 128, 3, 3), 1 / (128 * 9) ** 0.5, generator(0, "test"))
+    assert weights.abs().max() <= 1 / (128 * 9) ** 0.5
+    assert weights.std() == pytest.approx((1 / (128 * 9) ** 0.5) / 3**0.5, rel=0.01)
+    plane = normal((10, 10_000), generator(0, "test"))
+    assert plane.mean() == pytest.approx(0, abs=0.01)
+    assert plane.std() == pytest.approx(1, rel=0.01)
+    assert ((plane.abs() < 1.959964).double().mean()) == pytest.approx(0.95, abs=0.005)
+
+
+def test_generators_are_keyed_by_seed_purpose_and_epoch():
+    def draws(*key):
+        return hashlib.sha256(torch.rand(8, generator=generator(*key)).numpy().tobytes()).hexdigest()
+
+    keys = [(0, "order", 0), (1, "order", 0), (0, "order", 1), (0, "wrong labels", 0)]
+    assert len({draws(*key) for key in keys}) == len(keys)
+    assert draws(0, "order", 0) == draws(0, "order", 0)

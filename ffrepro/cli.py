@@ -104,6 +104,7 @@ def fetch(
     from ffrepro.progress import DownloadProgress, say
 
     project = layout.find()
+    errors.known("data set", name, data.DATASETS)
     with DownloadProgress() as progress:
         data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     files = len(data.DATASETS[name].contents)
@@ -144,7 +145,8 @@ def check() -> None:
     project = layout.find()
     params = config.load(project.params)
     pipeline.check_graph(params, project)
-    targets.read_paper(project.paper)
+    for name in targets.read_paper(project.paper):
+        errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
     print(f"params.yaml: {len(params.experiments)} rows, {sum(len(r.seeds) for r in params.experiments.values())} runs: sound")
 
 

@@ -66,6 +66,9 @@ class Training(Section):
     loss: Literal["symba", "threshold"] = Field(description="SymBa's loss or the original one.")
     alpha: float = Field(gt=0, le=1000, description="SymBa's slope; read by `loss: symba`.")
     threshold: float = Field(gt=0, le=1000, description="The original loss's threshold; read by `loss: threshold`.")
+    hardness: float = Field(
+        ge=0, le=100, description="How strongly wrong labels are drawn by their goodness; 0: uniformly, as the authors do."
+    )
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images; the last one counts.")
     batch: int = Field(ge=2, le=65_536, description="Images a step; each appears with its label and with a wrong one.")
     lr: float = Field(gt=0, le=10, description="Adam's learning rate at the start.")

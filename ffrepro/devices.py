@@ -6,6 +6,7 @@ import torch
 
 from ffrepro.config import Experiment, Params, experiment
 from ffrepro.errors import MachineError, UserError
+from ffrepro.progress import duration
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -50,11 +51,3 @@ def cpu_time(row: Experiment) -> str:
     from ffrepro.training import seconds_per_epoch
 
     return duration(seconds_per_epoch(row, torch.device("cpu")) * row.training.epochs)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
-    for unit, size in (("days", 86_400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -1,8 +1,9 @@
 """Mistakes that a person can mend: an entry point prints them, one line each, and exits with their code."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_CODE_FILE = "FFREPRO_EXIT_CODE_FILE"
@@ -19,6 +20,15 @@ class MachineError(UserError):
     """What was asked for is sound, but this machine cannot do it."""
 
     exit_code = 5
+
+
+def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> None:
+    """Raise UserError for a name that is none of those there are, with the nearest one."""
+    names = list(there_are)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{prefix or f'no {kind} {name!r}'}; {hint}there are: {', '.join(names)}")
 
 
 def run(main: Callable[..., int | None], *arguments: str) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NUMBERS = ("augment", "data", "determinism", "goodness", "network", "randomness", "training")
+NUMBERS = ("augment", "data", "determinism", "goodness", "negatives", "network", "randomness", "training")
 """The modules whose source decides a training's numbers: a checkpoint of other code is not resumed."""
 
 

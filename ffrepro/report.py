@@ -139,7 +139,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 def overview(project: Layout) -> str:
     """The rows as a Markdown table: what each is, needs and costs, and what it is compared with."""
-    from ffrepro.devices import duration
+    from ffrepro.progress import duration
     from ffrepro.targets import read_paper, read_references
 
     published, references = read_paper(project.paper), read_references(project.reference)

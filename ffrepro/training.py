@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ffrepro import __version__, augment, record
+from ffrepro import __version__, augment, negatives, record
 from ffrepro.config import Experiment, Training, training_parameters
 from ffrepro.data import DATASETS, Split
 from ffrepro.errors import UserError
@@ -50,7 +50,7 @@ def local_losses(
 ) -> tuple[Tensor, Tensor]:
     """One forward of [images; images] under [labels; wrong]: (losses, separations) of the blocks that learn.
 
-    images: (B, C, H, W) normalised; labels, wrong: (B,). Returns (L,) twice, first block first.
+    images: (B, C, H, W) normalised; labels, wrong: (B,). Returns (L,) and (L, B), first block first.
     """
     h = network.overlay(torch.cat([images, images]), torch.cat([labels, wrong]))
     if not has_loss(0, step, training.update):
@@ -64,7 +64,7 @@ def local_losses(
                 losses.append(symba_loss(positive, negative, training.alpha))
             else:
                 losses.append(threshold_loss(positive, negative, training.threshold))
-            separations.append((positive - negative).detach().mean())
+            separations.append((positive - negative).detach())
             h = h.detach()
     return torch.stack(losses), torch.stack(separations)
 
@@ -86,11 +86,15 @@ class Draws(NamedTuple):
 
     order: Tensor  # (N,) int64
     wrong: Tensor  # (N,) int64, how many places further round the wrong label lies
+    noise: Tensor  # (N, classes + 1) float32 for the choice of hard wrong labels; (N, 0) where they are uniform
     geometry: augment.Geometry
 
     def to(self, device: torch.device) -> Self:
         return self._replace(
-            order=self.order.to(device), wrong=self.wrong.to(device), geometry=self.geometry.to(device)
+            order=self.order.to(device),
+            wrong=self.wrong.to(device),
+            noise=self.noise.to(device),
+            geometry=self.geometry.to(device),
         )
 
 
@@ -101,6 +105,9 @@ def draw(experiment: Experiment, seed: int, epoch: int, n: int) -> Draws:
     return Draws(
         order=torch.randperm(n, generator=generator(seed, "order", epoch)),
         wrong=torch.randint(1, experiment.classes, (n,), generator=generator(seed, "wrong labels", epoch)),
+        noise=torch.rand(
+            n, experiment.classes + 1 if experiment.training.hardness else 0, generator=generator(seed, "hard labels", epoch)
+        ),
         geometry=augment.draw(
             n, size, chosen.crop, chosen.rotation, chosen.flip, generator(seed, "augmentation", epoch)
         ),
@@ -110,6 +117,7 @@ def draw(experiment: Experiment, seed: int, epoch: int, n: int) -> Draws:
 def train_epoch(
     network: Network,
     adams: list[Adam],
+    memory: negatives.Memory,
     data: Split,
     experiment: Experiment,
     seed: int,
@@ -130,9 +138,12 @@ def train_epoch(
     sums, counts = torch.zeros(2, blocks, device=device), torch.zeros(blocks)
     for step in range(steps):
         rows = slice(step * training.batch, (step + 1) * training.batch)
-        images, labels = data[draws.order[rows]]
+        chosen = draws.order[rows]
+        images, labels = data[chosen]
         images = augment.normalise(augment.apply(images, draws.geometry.rows(rows)), mean, std)
         wrong = wrong_labels(labels, draws.wrong[rows], experiment.classes)
+        if training.hardness:
+            wrong = negatives.choose(memory, training.hardness, chosen, labels, wrong, draws.noise[rows])
         adam = adams[step % len(adams)]
         adam.param_groups[0]["lr"] = learning_rate(training, (epoch + step / steps) / training.epochs)
         adam.zero_grad()
@@ -141,7 +152,9 @@ def train_epoch(
         losses.sum().backward()
         adam.step()
         learned = [i for i in range(blocks) if has_loss(i, step, training.update)]
-        sums[:, learned] += torch.stack([losses.detach(), separations])
+        sums[:, learned] += torch.stack([losses.detach(), separations.mean(1)])
+        if training.hardness:
+            negatives.remember(memory, chosen, labels, wrong, -separations[-1])
         counts[learned] += 1
         progress(step, losses.detach())
     loss, separation = (sums.cpu() / counts).unbind()
@@ -185,12 +198,13 @@ def train(
     device, n = data.images.device, len(data.labels)
     network = build(experiment, seed, device)
     adams = optimizers(network, experiment.training)
+    memory = negatives.memory(n, experiment.classes, device)
     key = _key(experiment, seed, data, device)
-    history = _resume(checkpoint, key, network, adams, say) if checkpoint else []
+    history = _resume(checkpoint, key, network, adams, memory, say) if checkpoint else []
     for epoch in range(len(history), experiment.training.epochs):
         begun = time.perf_counter()
         loss, separation = train_epoch(
-            network, adams, data, experiment, seed, epoch, lambda step, losses, e=epoch: progress(e, step, losses)
+            network, adams, memory, data, experiment, seed, epoch, lambda step, losses, e=epoch: progress(e, step, losses)
         )
         seconds = time.perf_counter() - begun
         entry: dict[str, Any] = {
@@ -205,7 +219,7 @@ def train(
             entry |= {f"held_out_{i}": value for i, value in block_accuracies(table, held_out.labels).items()}
         history.append(entry)
         if checkpoint:
-            _save(checkpoint, key, network, adams, history)
+            _save(checkpoint, key, network, adams, memory, history)
         finished(entry)
     return network, history
 
@@ -222,19 +236,30 @@ def _key(experiment: Experiment, seed: int, data: Split, device: torch.device) -
 
 
 def _save(
-    path: Path, key: dict[str, str], network: Network, adams: list[Adam], history: list[dict[str, Any]]
+    path: Path,
+    key: dict[str, str],
+    network: Network,
+    adams: list[Adam],
+    memory: negatives.Memory,
+    history: list[dict[str, Any]],
 ) -> None:
     state = {
         "key": key,
         "network": network.state_dict(),
         "optimizers": [adam.state_dict() for adam in adams],
+        "memory": memory._asdict(),
         "history": history,
     }
     record.write(path, lambda part: torch.save(state, part))
 
 
 def _resume(
-    path: Path, key: dict[str, str], network: Network, adams: list[Adam], say: Callable[[str], None]
+    path: Path,
+    key: dict[str, str],
+    network: Network,
+    adams: list[Adam],
+    memory: negatives.Memory,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     if not path.exists():
         return []
@@ -250,6 +275,8 @@ def _resume(
     network.load_state_dict(state["network"])
     for adam, saved in zip(adams, state["optimizers"], strict=True):
         adam.load_state_dict(saved)
+    for part, saved in state["memory"].items():
+        getattr(memory, part).copy_(saved)
     history: list[dict[str, Any]] = state["history"]
     say(f"{path.name}: going on after epoch {len(history)} of {json.loads(key['parameters'])['training']['epochs']}")
     return history
@@ -291,7 +318,8 @@ def seconds_per_epoch(experiment: Experiment, device: torch.device) -> float:
         images = torch.zeros(batch, *row.shape, dtype=torch.uint8)
         data = Split(images, torch.arange(batch) % row.classes).to(device)
         begun = time.perf_counter()
-        train_epoch(network, optimizers(network, training), data, row, 0, 0)
+        memory = negatives.memory(batch, row.classes, device)
+        train_epoch(network, optimizers(network, training), memory, data, row, 0, 0)
         return time.perf_counter() - begun
 
     small, large = 2, 6

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import oracle
-from ffrepro import augment, record, training
+from ffrepro import augment, negatives, record, training
 from ffrepro.data import DATASETS, Split
 from ffrepro.errors import UserError
 from ffrepro.goodness import wrong_labels
@@ -146,8 +146,9 @@ def test_half_precision_trains_and_keeps_float32_weights(row, digits, precision)
     assert history[0]["loss_2"] < 0.75
 
 
-def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path):
-    chosen, data = row(epochs=4, blocks="8 16P 16"), digits[0][torch.arange(200)]
+@pytest.mark.parametrize("hardness", [0, 2])
+def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path, hardness):
+    chosen, data = row(epochs=4, blocks="8 16P 16", hardness=hardness), digits[0][torch.arange(200)]
     undisturbed, _ = train(chosen, 0, data)
 
     class PowerCut(Exception):
@@ -226,5 +227,6 @@ def test_a_loss_that_is_no_number_stops_with_its_block(row, digits):
     with torch.no_grad():
         network.blocks[0].conv.weight.fill_(float("nan"))
     adams = training.optimizers(network, chosen.training)
+    memory = negatives.memory(200, 10, CPU)
     with pytest.raises(UserError, match=r"loss of block 1 is no number in epoch 3; .*training\.lr"):
-        train_epoch(network, adams, data, chosen, 0, 2)
+        train_epoch(network, adams, memory, data, chosen, 0, 2)

@@ -1,0 +1,92 @@
+"""The commands as a person types them."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from ffrepro.cli import app;"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
+        "print(sorted({'torch', 'dvc', 'pydantic', 'numpy', 'rich.progress'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_version():
+    done = subprocess.run([sys.executable, "-m", "ffrepro", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "ffrepro 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (("reproduce", "digitz"), "ffrepro: no experiment 'digitz' in params.yaml; did you mean digits? there are: "),
+        (("params", "show", "nothing"), "ffrepro: no experiment 'nothing' in params.yaml; there are: "),
+        (("fetch", "cifar"), "ffrepro: no data set 'cifar'; did you mean cifar10? there are: "),
+    ],
+)
+def test_a_wrong_name_is_one_line_and_exit_code_2(project, command, line):
+    done = project.run("ffrepro", *command)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("reproduce",), ("reproduce", "digits", "--device", "tpu"), ("repro", "digits")])
+def test_wrong_usage_exits_with_2_and_no_traceback(project, command):
+    done = project.run("ffrepro", *command)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_outside_a_project_the_remedy_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ffrepro", "list"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"ffrepro: no ffrepro project in {tmp_path.name} or above it (params.yaml and dvc.yaml); go to your clone\n"
+    )
+
+
+def test_list_names_every_row(project, params):
+    done = project.run("ffrepro", "list")
+    assert done.returncode == 0
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()[2:]]
+    assert rows == list(params.experiments)
+    assert "83.51 ± 0.78" in done.stdout
+
+
+def test_params_commands(project, root):
+    assert project.run("ffrepro", "params", "check").stdout.endswith("sound\n")
+    assert project.run("ffrepro", "params", "schema").stdout == (root / "params.schema.json").read_text()
+    assert '"epochs": 200' in project.run("ffrepro", "params", "show", "cifar10").stdout
+    project.edit("graph.yaml", "seed: 0", "seed: 7")
+    done = project.run("ffrepro", "params", "check")
+    assert done.returncode == 2
+    assert "ffrepro params graph" in done.stderr
+
+
+def test_a_paper_row_that_is_no_experiment_is_refused(project):
+    project.edit("paper.yaml", "  cifar10: {", "  cifar11: {")
+    done = project.run("ffrepro", "params", "check")
+    assert done.returncode == 2
+    assert done.stderr.startswith("ffrepro: paper.yaml: targets.cifar11: no such row in params.yaml; did you mean cifar10?")
+
+
+@pytest.mark.parametrize("device", ["cpus", "0"])
+def test_a_wrong_device_in_the_environment_is_one_line(project, device):
+    project.stages(["check", "digits"], ["prepare", "digits"])
+    done = project.run("python", "-m", "pipelines.train", "digits", "0", FFREPRO_DEVICE=device)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"ffrepro: device: given '{device}'; allowed: auto, cpu, cuda")
+
+
+def test_embedded_data_need_no_fetching(project):
+    done = project.run("ffrepro", "fetch", "digits", "--offline")
+    assert done.returncode == 0
+    assert "embedded, nothing to fetch" in done.stdout

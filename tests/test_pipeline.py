@@ -1,0 +1,199 @@
+"""The DVC graph: what it tracks, what an edit runs again, and what it refuses."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from ffrepro import config
+
+PLUMBING = {"__init__", "config", "devices", "errors", "layout", "progress", "record"}
+"""Modules that carry numbers from place to place but do not make them: editing a progress bar must not retrain the paper.
+What `config` makes of params.yaml is tracked leaf by leaf instead."""
+
+
+def dvc_yaml(root):
+    stages = YAML(typ="safe").load(root / "dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+def imported(path: Path, root: Path) -> set[str]:
+    """The package's modules that a file imports, at its top or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "ffrepro":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ffrepro."):
+            found.add(node.module.split(".")[1])
+    return {name for name in found if (root / "ffrepro" / f"{name}.py").exists()}
+
+
+def closure(path: Path, root: Path) -> set[str]:
+    """Everything a file imports, directly or through others; the plumbing's own imports are left out."""
+    found, new = set(), imported(path, root)
+    while new:
+        name = new.pop()
+        found.add(name)
+        if name not in PLUMBING:
+            new |= imported(root / "ffrepro" / f"{name}.py", root) - found
+    return found
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare", "train", "evaluate", "report", "verdict", "table"])
+def test_code_dependencies_are_what_the_stage_imports(root, stage):
+    deps = dvc_yaml(root)[stage]["deps"]
+    tracked = {Path(dep).stem for dep in deps if dep.startswith("ffrepro/")}
+    imports = closure(root / "pipelines" / f"{stage}.py", root)
+    assert f"pipelines/{stage}.py" in deps
+    assert imports - PLUMBING <= tracked <= imports
+
+
+def leaves(content, prefix=""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def tracked_leaves(root, stage):
+    params = [p for p in dvc_yaml(root)[stage].get("params", []) if isinstance(p, dict)]
+    return {leaf for p in params for tracked in p.values() for leaf in tracked}
+
+
+def test_every_field_is_used_and_every_tracked_path_exists(root, params):
+    fields = set(leaves(params.experiments["digits"].model_dump()))
+    tracked = set().union(*(tracked_leaves(root, stage) for stage in ("train", "evaluate", "verdict")))
+    assert tracked <= fields
+    elsewhere = {  # fields that no stage tracks as a leaf, and the code that reads them
+        "title": ("report.py", "row.title"),
+        "requires": ("devices.py", "row.requires"),
+        "seeds": ("report.py", "row.seeds"),
+        "verdict.reference_seeds": ("pipeline.py", "row.verdict.reference_seeds"),
+    }
+    assert fields - tracked == set(elsewhere)
+    for module, expression in elsewhere.values():
+        assert expression in (root / "ffrepro" / module).read_text()
+
+
+def test_a_training_tracks_exactly_what_its_record_hashes(root, params):
+    hashed = set(leaves(json.loads(config.training_parameters(params.experiments["digits"]))))
+    assert tracked_leaves(root, "train") == hashed
+
+
+def test_stage_names_read_well_and_hold_every_row(project, params):
+    names = project.run("dvc", "stage", "list", "--name-only", DVC_SYSTEM_CONFIG_DIR=no_git(project)).stdout.split()
+    for name, row in params.experiments.items():
+        runs = [f"{stage}@{name}-{seed}" for stage in ("train", "evaluate") for seed in row.seeds]
+        assert {f"check@{name}", f"prepare@{row.data.name}", *runs, f"report@{name}", f"verdict@{name}"} <= set(names)
+
+
+def no_git(project):
+    folder = project.root / "system"
+    folder.mkdir(exist_ok=True)
+    (folder / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    return str(folder)
+
+
+def ran(done):
+    """The stages that a `dvc repro` ran."""
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"Running stage '(.*)'", done.stdout)
+
+
+def shrink(project):
+    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
+    project.edit("params.yaml", "blocks: 32 64P 64 64", "blocks: 4 8P")
+    project.edit("params.yaml", "epochs: 40", "epochs: 1")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+
+
+def test_an_edit_runs_again_what_it_touches_and_nothing_else(project):
+    shrink(project)
+    settings = {"DVC_SYSTEM_CONFIG_DIR": no_git(project)}
+
+    def repro():
+        return project.run("dvc", "repro", "verdict@digits", **settings)
+
+    first = ran(repro())
+    assert first.index("prepare@digits") < first.index("train@digits-0") < first.index("evaluate@digits-0")
+    assert first[-2:] == ["report@digits", "verdict@digits"]
+    assert len(first) == 8  # check, prepare, 2 x (train, evaluate), report, verdict
+    assert ran(repro()) == []
+    project.edit("params.yaml", "on two CPU cores in minutes", "on two CPU cores")  # another row
+    assert ran(repro()) == []
+    project.edit("paper.yaml", "targets:\n", "targets:\n  digits: {mean: 50, std: 1, source: trifecta}\n")
+    assert ran(repro()) == ["report@digits", "verdict@digits"]
+    project.edit("params.yaml", "vote: last", "vote: all")
+    assert sorted(ran(repro())) == [
+        "check@digits",
+        "evaluate@digits-0",
+        "evaluate@digits-1",
+        "report@digits",
+        "verdict@digits",
+    ]
+    project.edit("params.yaml", "margin: ", "margin: 9")
+    assert ran(repro()) == ["check@digits", "report@digits", "verdict@digits"]
+    project.edit("params.yaml", "seeds: [0, 1]", "seeds: [0]")  # run 1 is left on the disk, and must not count
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+    done = repro()
+    assert done.returncode != 0
+    assert "runs/digits: run 1 is of no declared seed (0); remove that folder" in done.stderr
+
+
+def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project):
+    shrink(project)
+    first = project.run("ffrepro", "reproduce", "digits", "--json")
+    result = json.loads(first.stdout)
+    assert {"experiment", "verdict", "accuracy", "target", "device", "seconds"} <= result.keys()
+    assert result["experiment"] == "digits"
+    assert result["device"] == "cpu"
+    values = result["accuracy"]["values"]
+    assert result["accuracy"] == {
+        "mean": pytest.approx(sum(values) / 2),
+        "std": pytest.approx(abs(values[0] - values[1]) / 2**0.5),
+        "n": 2,
+        "values": values,
+    }
+    assert first.returncode == {"reproduced": 0, "not reproduced": 3, "inconclusive": 4}[result["verdict"]]
+    again = project.run("ffrepro", "reproduce", "digits")
+    assert "Running stage" not in again.stderr
+    assert again.returncode == first.returncode
+    assert f"verdict: {result['verdict']}" in again.stdout
+    assert "| digits | digits | 2 |" in (project.root / "report" / "table.md").read_text()
+    assert "| cifar10 | cifar10 | 12 | not run |" in (project.root / "report" / "table.md").read_text()
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
+def test_a_row_that_needs_cuda_says_so_in_one_line(project):
+    project.edit("params.yaml", "blocks: 64 128P 128 128 128 256P 256 256 256 512P 512 512", "blocks: 4 8P")
+    for command in (("ffrepro", "reproduce", "cifar10"), ("python", "-m", "pipelines.check", "cifar10")):
+        done = project.run(*command, FFREPRO_DEVICE="auto")
+        assert done.returncode == 5
+        assert re.fullmatch(
+            r"ffrepro: cifar10 needs a CUDA GPU and PyTorch finds none here; this CPU would take \d+ \w+ a seed "
+            r"\(from measured steps\); run digits, cifar10-quick instead, or the same with --device cpu "
+            r"\(FFREPRO_DEVICE=cpu\)\n",
+            done.stderr,
+        )
+        assert not (project.root / "runs").exists()
+
+
+def test_bad_parameters_stop_everything_before_it_runs(project):
+    project.edit("params.yaml", "epochs: 40", "epochs: many")
+    line = "params.yaml: experiments.digits.training.epochs: given 'many'; allowed: "
+    for command in (("ffrepro", "reproduce", "cifar10-quick"), ("python", "-m", "pipelines.check", "digits")):
+        done = project.run(*command)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"ffrepro: {line}")
+        assert done.stderr.count("\n") == 1
+        assert not (project.root / "runs").exists()
+
+
+def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
+    done = project.run("ffrepro", "reproduce", "cifar10-quick", "--offline", FFREPRO_MIRROR="")
+    assert done.returncode == 2
+    assert "cifar-10-python.tar.gz: official source not asked (offline); name a folder or URL that has it" in done.stderr

@@ -53,6 +53,11 @@ class NetworkParams(Section):
         description="Channels out of each block, first to last; P where the block ends with 2x2 max pooling.",
     )
     norm: Literal["batch", "layer"] = Field(description="What stands before each convolution.")
+    label_patch: int = Field(
+        ge=1,
+        le=64,
+        description="Side in pixels of the square patches in which a label's plane starts out constant; 1: as the authors' does.",
+    )
 
     def parsed(self) -> list[tuple[int, bool]]:
         """[(channels out, whether it pools), ...]."""
@@ -145,6 +150,8 @@ class Experiment(Section):
             )
         if self.augmentation.crop >= min(height, width):
             yield "augmentation.crop", self.augmentation.crop, f"less than the image's {min(height, width)} pixels"
+        if height % self.network.label_patch or width % self.network.label_patch:
+            yield "network.label_patch", self.network.label_patch, f"a divisor of the image's {height}x{width} pixels"
         vote = self.evaluation.vote
         if vote.startswith("last-") and int(vote.removeprefix("last-")) > len(blocks):
             yield "evaluation.vote", vote, f"at most as many blocks as the network has, {len(blocks)}"

@@ -38,11 +38,19 @@ class Network(nn.Module):
     """A learned plane per label, concatenated to the image as one more channel, and a chain of blocks.
 
     blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed` alone
-    and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer; embedding N(0, 1).
+    and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer; embedding N(0, 1), one draw a
+    pixel as in the authors' code, or one for each square patch of `label_patch` pixels' side: 3x3 convolutions can read the label off any
+    place of a smooth plane, and deeper blocks gain by it.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, blocks: list[tuple[int, bool]], norm: Norm, seed: int
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        blocks: list[tuple[int, bool]],
+        norm: Norm,
+        seed: int,
+        label_patch: int = 1,
     ) -> None:
         super().__init__()
         channels, height, width = shape
@@ -54,12 +62,14 @@ class Network(nn.Module):
             channels = channels_out
             if pool:
                 height, width = height // 2, width // 2
-        self._initialise(seed)
+        self._initialise(seed, shape, label_patch)
 
     @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
+    def _initialise(self, seed: int, shape: tuple[int, int, int], patch: int) -> None:
         draws = generator(seed, "initial weights")
-        self.embedding.weight.copy_(normal(tuple(self.embedding.weight.shape), draws))
+        planes = normal((self.embedding.num_embeddings, shape[1] // patch, shape[2] // patch), draws)
+        planes = planes.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+        self.embedding.weight.copy_(planes.flatten(1))
         for block in self.blocks:
             weight = block.get_submodule("conv").get_parameter("weight")
             fan_in = math.prod(weight.shape[1:])

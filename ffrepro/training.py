@@ -172,8 +172,9 @@ def train_epoch(
 
 def build(experiment: Experiment, seed: int, device: torch.device) -> Network:
     """The row's network with the seed's initial weights, the same on every machine."""
+    chosen = experiment.network
     network = Network(
-        experiment.shape, experiment.classes, experiment.network.parsed(), experiment.network.norm, seed
+        experiment.shape, experiment.classes, chosen.parsed(), chosen.norm, seed, label_patch=chosen.label_patch
     )
     return network.to(device, memory_format=torch.channels_last)
 

@@ -70,6 +70,12 @@ def test_initial_weights_are_the_same_for_every_instruction_set():
     assert hashes == {"3eae9d132c57d1c1e38ce0918e080481edc840f647304a66c77d419bfb01ccdd"}
 
 
+def test_a_label_patch_starts_constant():
+    planes = Network((3, 8, 12), 10, [(4, False)], "batch", 0, label_patch=4).embedding.weight.view(10, 2, 4, 3, 4)
+    assert (planes == planes[:, :, :1, :, :1]).all()
+    assert len(planes[:, :, 0, :, 0].unique()) == 10 * 2 * 3
+
+
 def test_initial_weights_have_pytorchs_distributions():
     weights = uniform((64, 128, 3, 3), 1 / (128 * 9) ** 0.5, generator(0, "test"))
     assert weights.abs().max() <= 1 / (128 * 9) ** 0.5

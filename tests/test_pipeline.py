@@ -107,7 +107,7 @@ def ran(done):
 def shrink(project):
     project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
     project.edit("params.yaml", "blocks: 32 64P 64 64", "blocks: 4 8P")
-    project.edit("params.yaml", "epochs: 40", "epochs: 1")
+    project.edit("params.yaml", "epochs: 20", "epochs: 1")
     assert project.run("ffrepro", "params", "graph").returncode == 0
 
 
@@ -183,7 +183,7 @@ def test_a_row_that_needs_cuda_says_so_in_one_line(project):
 
 
 def test_bad_parameters_stop_everything_before_it_runs(project):
-    project.edit("params.yaml", "epochs: 40", "epochs: many")
+    project.edit("params.yaml", "epochs: 20", "epochs: many")
     line = "params.yaml: experiments.digits.training.epochs: given 'many'; allowed: "
     for command in (("ffrepro", "reproduce", "cifar10-quick"), ("python", "-m", "pipelines.check", "digits")):
         done = project.run(*command)

@@ -4,7 +4,7 @@ Bit for bit what torchvision does on PIL images (`hflip`, `pad` + `crop`, `rotat
 `tests/test_augment.py` checks; but the data set stays on the device as uint8 and a batch costs one gather.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -17,16 +17,14 @@ class Geometry(NamedTuple):
     affine: Tensor  # (N, 6) int32: PIL's inverse rotation in 16.16 fixed point
     flip: Tensor  # (N,) bool: mirror left and right, before the crop
 
-    def rows(self, rows: slice) -> Self:
-        return self._make(t[rows] for t in self)
+    def rows(self, rows: slice) -> "Geometry":
+        return Geometry(self.shift[rows], self.affine[rows], self.flip[rows])
 
-    def to(self, device: torch.device) -> Self:
-        return self._make(t.to(device) for t in self)
+    def to(self, device: torch.device) -> "Geometry":
+        return Geometry(self.shift.to(device), self.affine.to(device), self.flip.to(device))
 
 
-def draw(
-    n: int, size: tuple[int, int], crop: int, rotation: float, flip: bool, generator: Generator
-) -> Geometry:
+def draw(n: int, size: tuple[int, int], crop: int, rotation: float, flip: bool, generator: Generator) -> Geometry:
     """Draw the geometry of `n` samples of `size` (height, width) pixels.
 
     crop: pixels of padding on each side; rotation: largest angle in degrees, to either side.

@@ -27,7 +27,8 @@ class Device(StrEnum):
 
 
 MirrorOption = Annotated[
-    str | None, typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL")
+    str | None,
+    typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL"),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no official source.", envvar="FFREPRO_OFFLINE")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", envvar="FFREPRO_DEVICE")]
@@ -49,7 +50,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -108,7 +111,8 @@ def fetch(
     with DownloadProgress() as progress:
         data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     files = len(data.DATASETS[name].contents)
-    print(f"{name}: {f'{files} files verified' if files else 'embedded, nothing to fetch'}; licence: {data.DATASETS[name].licence}")
+    state = f"{files} files verified" if files else "embedded, nothing to fetch"
+    print(f"{name}: {state}; licence: {data.DATASETS[name].licence}")
 
 
 @app.command("report")
@@ -147,7 +151,8 @@ def check() -> None:
     pipeline.check_graph(params, project)
     for name in targets.read_paper(project.paper):
         errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
-    print(f"params.yaml: {len(params.experiments)} rows, {sum(len(r.seeds) for r in params.experiments.values())} runs: sound")
+    seeds = sum(len(row.seeds) for row in params.experiments.values())
+    print(f"params.yaml: {len(params.experiments)} rows, {seeds} runs: sound")
 
 
 @params_app.command()

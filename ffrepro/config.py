@@ -1,26 +1,54 @@
 """params.yaml as frozen Pydantic models: checked once, here, and trusted everywhere else.
 
-A row of `experiments` states only what differs from `defaults`; `load` merges the two and validates the whole file, so
-every error is found before anything runs. There are no default values in this module: a parameter's value stands in
-params.yaml, its meaning and its limits stand here.
+A row of `experiments` states only what differs from `defaults`; `load` lays the two over one another and validates the
+whole file, so every error is found before anything runs. There are no default values in this module: a parameter's
+value stands in params.yaml, its meaning and its limits stand here, and the messages say what is allowed by the limits.
 """
 
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from ffrepro import errors
 from ffrepro.errors import UserError
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=40)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Seeds = Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
 
-# (channels, height, width), training images, test images, classes: what the cross-field checks need to know of a data set.
+def _distinct(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A list whose items are right and all different, or one error for the whole of it instead of one an item."""
+    try:
+        values = check(tuple(given) if isinstance(given, list) else given)
+    except ValidationError:
+        values = ()
+    if not values or len(set(values)) < len(values):
+        raise PydanticCustomError("distinct", "a list of different whole numbers")
+    return values
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=40, examples=["cifar10-quick"])]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seeds = Annotated[
+    tuple[Seed, ...], Field(min_length=1, json_schema_extra={"uniqueItems": True}), WrapValidator(_distinct)
+]
+PlainZero = AfterValidator(abs)
+"""For numbers from 0 up: -0.0 becomes 0.0, for equal models to give equal text."""
+
+# (channels, height, width), training images, test images, classes: what the cross-field checks need of a data set.
 SHAPES: Mapping[str, tuple[tuple[int, int, int], int, int, int]] = {
     "digits": ((1, 8, 8), 1437, 360, 10),
     "mnist": ((1, 28, 28), 60_000, 10_000, 10),
@@ -43,20 +71,24 @@ class Data(Section):
 
 class Augmentation(Section):
     crop: int = Field(ge=0, le=16, description="Zero padding in pixels, before a random crop to the image's size.")
-    rotation: float = Field(ge=0, le=180, description="Largest angle of the random rotation, in degrees.")
+    rotation: Annotated[float, PlainZero] = Field(
+        ge=0, le=180, description="Largest angle of the random rotation, in degrees."
+    )
     flip: bool = Field(description="Mirror left and right with probability 1/2.")
 
 
 class NetworkParams(Section):
     blocks: str = Field(
-        pattern=r"^[1-9]\d{0,3}P?( [1-9]\d{0,3}P?)*$",
+        pattern=r"^[1-9][0-9]{0,3}P?( [1-9][0-9]{0,3}P?)*$",
+        examples=["64 128P 128"],
         description="Channels out of each block, first to last; P where the block ends with 2x2 max pooling.",
     )
     norm: Literal["batch", "layer"] = Field(description="What stands before each convolution.")
     label_patch: int = Field(
         ge=1,
         le=64,
-        description="Side in pixels of the square patches in which a label's plane starts out constant; 1: as the authors' does.",
+        description="Side in pixels of the square patches in which a label's plane starts out constant; "
+        "1: as the authors' does.",
     )
 
     def parsed(self) -> list[tuple[int, bool]]:
@@ -71,14 +103,17 @@ class Training(Section):
     loss: Literal["symba", "threshold"] = Field(description="SymBa's loss or the original one.")
     alpha: float = Field(gt=0, le=1000, description="SymBa's slope; read by `loss: symba`.")
     threshold: float = Field(gt=0, le=1000, description="The original loss's threshold; read by `loss: threshold`.")
-    hardness: float = Field(
-        ge=0, le=100, description="How strongly wrong labels are drawn by their goodness; 0: uniformly, as the authors do."
+    hardness: Annotated[float, PlainZero] = Field(
+        ge=0,
+        le=100,
+        description="How strongly wrong labels are drawn by their goodness; 0: uniformly, as the authors do.",
     )
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images; the last one counts.")
     batch: int = Field(ge=2, le=65_536, description="Images a step; each appears with its label and with a wrong one.")
     lr: float = Field(gt=0, le=10, description="Adam's learning rate at the start.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        description="How the learning rate goes on: stays, or falls to 0 in a straight line or half a cosine, step by step."
+        description="How the learning rate goes on: stays, or falls to 0 in a straight line or half a cosine, "
+        "step by step."
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         description="Type of the convolutions' arithmetic (autocast, without loss scaling)."
@@ -88,6 +123,7 @@ class Training(Section):
 class Evaluation(Section):
     vote: str = Field(
         pattern=r"^(last|last-[2-9]|all)$",
+        examples=["last", "last-3", "all"],
         description="The blocks whose goodness is averaged to predict: the last, the last 2 to 9, or all.",
     )
 
@@ -96,62 +132,58 @@ class VerdictRule(Section):
     reference_seeds: Seeds = Field(
         description="The seeds that `ffrepro reference` trains for the committed reference: others than the row's own."
     )
-    margin: float = Field(gt=0, le=100, description="Largest difference from the target that counts as equal, in points.")
+    margin: float = Field(
+        gt=0, le=100, description="Largest difference from the target that counts as equal, in points."
+    )
     alpha: float = Field(
         gt=0, lt=0.5, description="Error rate of each of the two one-sided tests; their interval has level 1 - 2 alpha."
     )
 
 
-class Experiment(Section):
-    """One row: everything that decides its numbers, and what it must be compared with."""
+class Defaults(Section):
+    """What a row may leave out, for the rows to share."""
 
     title: str = Field(min_length=1, max_length=120, description="What it is, in a few words, for tables.")
     requires: Literal["cuda", "cpu"] = Field(description="What it takes to finish within a day.")
+    data: Data = Field(description="What is learned.")
+    augmentation: Augmentation = Field(description="How training images are varied.")
+    network: NetworkParams = Field(description="What learns.")
+    training: Training = Field(description="How it learns.")
+    evaluation: Evaluation = Field(description="How it predicts.")
+    verdict: VerdictRule = Field(description="When it counts as reproduced.")
+
+
+class Experiment(Defaults):
+    """One row: everything that decides its numbers, and what it must be compared with."""
+
     seeds: Seeds = Field(description="One training each; all of them count.")
-    data: Data
-    augmentation: Augmentation
-    network: NetworkParams
-    training: Training
-    evaluation: Evaluation
-    verdict: VerdictRule
 
     @model_validator(mode="after")
     def _combinations(self) -> "Experiment":
-        for field, given, allowed in self._impossible():
-            raise PydanticCustomError(
-                "combination", "{allowed}", {"field": field, "given": given, "allowed": allowed}
-            )
+        if problems := list(self._impossible()):
+            raise impossible(problems)
         return self
 
     def _impossible(self) -> Iterator[tuple[str, object, str]]:
         (_, height, width), images, _, _ = SHAPES[self.data.name]
+        side, left = min(height, width), images - self.data.held_out
         blocks = self.network.parsed()
-        pools = sum(pool for _, pool in blocks)
-        if len(set(self.seeds)) < len(self.seeds):
-            yield "seeds", list(self.seeds), "each seed once"
-        if shared := set(self.seeds) & set(self.verdict.reference_seeds):
-            yield "verdict.reference_seeds", sorted(shared), "seeds that are not the row's own, to be independent of them"
-        if min(height, width) >> pools < 1:
-            most = min(height, width).bit_length() - 1
-            yield (
-                "network.blocks",
-                self.network.blocks,
-                f"at most {most} poolings (P), or the {height}x{width} images of {self.data.name} shrink to nothing",
-            )
+        if set(self.seeds) & set(self.verdict.reference_seeds):
+            own = ", ".join(map(str, self.seeds))
+            yield "verdict.reference_seeds", list(self.verdict.reference_seeds), f"none of the row's own seeds, {own}"
+        if side >> sum(pool for _, pool in blocks) < 1:
+            most = f"at most {side.bit_length() - 1} poolings (P)"
+            shrink = f"or the {height}x{width} images of {self.data.name} shrink to nothing"
+            yield "network.blocks", self.network.blocks, f"{most}, {shrink}"
         if self.training.update == "overlapping" and len(blocks) < 2:
-            yield "training.update", self.training.update, "at least 2 blocks for overlapping updates, or layer-wise"
-        if self.data.held_out >= images:
+            yield "training.update", self.training.update, "layer-wise, for a network of 1 block"
+        if left < 1:
             yield "data.held_out", self.data.held_out, f"fewer than the {images} training images of {self.data.name}"
-        elif self.training.batch > images - self.data.held_out:
-            yield (
-                "training.batch",
-                self.training.batch,
-                f"at most the {images - self.data.held_out} images left to train on (a partial batch is dropped)",
-            )
-        if self.augmentation.crop >= min(height, width):
-            yield "augmentation.crop", self.augmentation.crop, f"less than the image's {min(height, width)} pixels"
-        if height % self.network.label_patch or width % self.network.label_patch:
-            yield "network.label_patch", self.network.label_patch, f"a divisor of the image's {height}x{width} pixels"
+        elif self.training.batch > left:
+            allowed = f"at most the {left} images left to train on (a partial batch is dropped)"
+            yield "training.batch", self.training.batch, allowed
+        if self.augmentation.crop >= side:
+            yield "augmentation.crop", self.augmentation.crop, f"less than the image's {side} pixels"
         vote = self.evaluation.vote
         if vote.startswith("last-") and int(vote.removeprefix("last-")) > len(blocks):
             yield "evaluation.vote", vote, f"at most as many blocks as the network has, {len(blocks)}"
@@ -175,112 +207,190 @@ class Params(Section):
     """The whole of params.yaml, every row with its defaults filled in."""
 
     seeds: Seeds = Field(description="The seeds of every row that does not name its own.")
-    experiments: dict[Name, Experiment] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        """Rows as differences: lay each over `defaults`, section by section, and keep what is unknown for validation."""
-        if not isinstance(given, dict) or not isinstance(given.get("experiments"), dict):
-            return given
-        defaults = given.get("defaults")
-        if not isinstance(defaults, dict):
-            return given
-        base = {"seeds": given["seeds"], **defaults} if "seeds" in given else defaults
-        rows = {name: _laid_over(base, {} if row is None else row) for name, row in given["experiments"].items()}
-        return {**{k: v for k, v in given.items() if k != "defaults"}, "experiments": rows}
+    experiments: dict[Name, Experiment] = Field(min_length=1, description="The rows, by their names.")
 
 
-def _laid_over(base: Any, row: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(row, dict)):
-        return row
-    return {key: _laid_over(base.get(key), row[key]) if key in row else base[key] for key in {**base, **row}}
+class _Written(Section):
+    """params.yaml as it is written: what must be right before rows can be laid over the defaults."""
+
+    seeds: Seeds
+    defaults: dict[Any, Any]
+    experiments: dict[Name, dict[Any, Any] | None] = Field(min_length=1)
 
 
 def load(path: Path) -> Params:
-    """Read and check the whole file. Raises UserError with one line per mistake."""
-    document = read_yaml(path)
+    """Read and check the whole file. Raises UserError with one line per mistake, however many rows inherit it."""
+    written = checked(_Written, read_yaml(path), path.name)
+    rows = {name: row or {} for name, row in written.experiments.items()}
+    lines = list(_mistakes_in_defaults(written.defaults))
+    experiments: dict[str, Experiment] = {}
+    inherited: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for name, row in rows.items():
+        try:
+            experiments[name] = Experiment.model_validate(_laid_over(written, row))
+        except ValidationError as error:
+            for kind, field, text in _mistakes(error, Experiment):
+                if _states(row, field):
+                    lines.append(_line(("experiments", name, *field), text))
+                elif kind in ("missing", "combination"):  # the rest was found in the defaults
+                    inherited.setdefault((field, text), []).append(name)
+    for (field, text), names in inherited.items():
+        if _states(written.defaults, field):
+            lines.append(_line(("defaults", *field), f"{text} (row{'s' * (len(names) > 1)} {', '.join(names)})"))
+        elif len(names) == len(rows) > 1:
+            lines.append(_line(("defaults", *field), text))
+        else:
+            lines += [_line(("experiments", name, *field), f"{text} (here or in defaults)") for name in names]
+    _refuse(lines, path.name)
+    return Params(seeds=written.seeds, experiments=experiments)
+
+
+def _laid_over(written: _Written, row: dict[Any, Any]) -> dict[Any, Any]:
+    """The row with what it does not state: section by section, and keeping what is unknown, for validation to find."""
+    base = {"seeds": written.seeds, **written.defaults}
+    both = {k: {**base[k], **row[k]} for k in row if isinstance(row[k], dict) and isinstance(base.get(k), dict)}
+    return {**base, **row, **both}
+
+
+def _mistakes_in_defaults(defaults: dict[Any, Any]) -> Iterator[str]:
+    """Mistakes in what the defaults state, also where every row states something else."""
     try:
-        return Params.model_validate(document)
+        Defaults.model_validate(defaults)
     except ValidationError as error:
-        lines = dict.fromkeys(f"{path.name}: {_line(e, document)}" for e in error.errors(include_url=False))
-        raise UserError("\n".join(lines)) from None
+        for kind, field, text in _mistakes(error, Defaults):
+            if kind != "missing":
+                yield _line(("defaults", *field), text)
+
+
+def _states(content: Any, field: tuple[str, ...]) -> bool:
+    for part in field:
+        content = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+        if part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file, as DVC reads it. Raises UserError in one line when it is missing, not UTF-8 or not YAML."""
-    from ruamel.yaml import YAML, YAMLError  # YAML 1.2, as DVC reads it: 1e-3 is a number, yes is a word
+    from ruamel.yaml import YAML  # YAML 1.2, as DVC reads it: 1e-3 is a number, yes is a word
 
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file; expected in the project's folder, {path.parent}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except YAMLError as error:
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot be read: {error.strerror}") from None
+    try:
+        return YAML(typ="safe").load(text)
+    except Exception as error:  # YAMLError, and whatever else ruamel meets: `!!int x` is a ValueError, [[[[... too deep
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "somewhere"
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{path.name}: {where}: not valid YAML 1.2: {problem}") from None
+        where = f"line {mark.line + 1}: " if mark else ""
+        what = [getattr(error, "context", None), getattr(error, "problem", None) or str(error)]
+        problem = ", ".join(filter(None, what)).splitlines()[0].split(" with value ")[0]
+        raise UserError(f"{path.name}: {where}not valid YAML 1.2: {problem}") from None
 
 
-def _line(error: ErrorDetails, document: Any) -> str:
-    """`experiments.digits.training.lr: given 'fast', allowed: a valid number`, for one of Pydantic's errors."""
-    location = [part for part in error["loc"] if part != "[key]"]
-    context = error.get("ctx", {})
-    if error["type"] == "combination":
-        location += context["field"].split(".")
-        return f"{_written_at(location, document)}: given {context['given']!r}; allowed: {context['allowed']}"
-    field = _written_at(location, document)
-    if error["type"] == "missing":
-        return f"{field}: missing; give it there or in defaults"
-    if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key; {_nearest(location)}"
-    allowed = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if "pattern" in context:
-        allowed = f"text like {_pattern_examples(location)} (pattern {context['pattern']})"
-    return f"{field}: given {_shortened(error['input'])}; allowed: {allowed}"
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def _written_at(location: list[Any], document: Any) -> str:
-    """Where a person must look: in the row when the row states the field, else in `defaults`."""
-    if len(location) > 2 and location[0] == "experiments":
-        place = document["experiments"][location[1]]
-        for part in location[2:]:
-            if not isinstance(place, dict) or part not in place:
-                return ".".join(map(str, ["defaults", *location[2:]])) if location[2] != "seeds" else "seeds"
-            place = place[part]
-    return ".".join(map(str, location))
+def checked(model: type[Model], content: object, file: str) -> Model:
+    """The content of a file as a model. Raises UserError with one line per mistake."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        _refuse([_line(place, text) for _, place, text in _mistakes(error, model)], file)
+        raise
 
 
-def _shortened(value: object) -> str:
-    text = repr(value)
+def impossible(problems: list[tuple[str, object, str]]) -> PydanticCustomError:
+    """The error for values that are each right and not together: (field, what was given, what is allowed) of each."""
+    return PydanticCustomError("combination", "{problems}", {"problems": problems})
+
+
+def _refuse(lines: list[str], file: str) -> None:
+    if lines:
+        raise UserError("\n".join(f"{file}: {line}" for line in dict.fromkeys(lines)))
+
+
+def _line(place: tuple[str, ...], text: str) -> str:
+    dotted = ".".join(part if part.isprintable() else repr(part) for part in place)
+    return f"{dotted}: {text}" if dotted else text
+
+
+def _mistakes(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(kind, place, what was given and what is allowed) of each of Pydantic's errors."""
+    for details in error.errors(include_url=False):
+        kind, place = details["type"], tuple(str(part) for part in details["loc"])
+        if kind == "combination":
+            for field, given, allowed in details["ctx"]["problems"]:
+                yield kind, (*place, *field.split(".")), f"given {_shown(given)}; allowed: {allowed}"
+        elif place[-1:] == ("[key]",) and kind != "invalid_key":
+            allowed = _in_words(TypeAdapter(Name).json_schema())
+            yield kind, place[:-1], f"given {_shown(details['input'])}; allowed: {allowed}"
+        elif kind in ("extra_forbidden", "invalid_key"):
+            known = list(_schema(model, place[:-1])["properties"])
+            near = difflib.get_close_matches(place[-1], known, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            yield kind, place, f"given an unknown key{hint}; allowed: {', '.join(known)}"
+        else:
+            given = "nothing" if kind == "missing" else _shown(details["input"])
+            yield kind, place, f"given {given}; allowed: {_in_words(_schema(model, place))}"
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(value) if isinstance(value, str | list | dict) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(location: list[Any]) -> str:
-    model: Any = Params
-    for part in location[:-1]:
-        if model is Params and part == "experiments":
-            model = Experiment
-        elif part in getattr(model, "model_fields", {}):
-            model = model.model_fields[part].annotation
-    known = [*model.model_fields, *(["defaults"] if model is Params else [])]
-    near = difflib.get_close_matches(str(location[-1]), known, 1)
-    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(known)}"
+@cache
+def _whole_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
-def _pattern_examples(location: list[Any]) -> str:
-    examples = {"blocks": "'64 128P 128'", "vote": "'last', 'last-3' or 'all'"}
-    return examples.get(str(location[-1]), "'cifar10-quick'")
+def _schema(model: type[BaseModel], place: tuple[str, ...]) -> dict[str, Any]:
+    """The part of the model's JSON Schema that speaks of a place."""
+    whole = part = _whole_schema(model)
+    for key in place:
+        part = part["properties"][key] if "properties" in part else next(iter(part["patternProperties"].values()))
+        part = whole["$defs"][part["$ref"].removeprefix("#/$defs/")] if "$ref" in part else part
+    return part
+
+
+def _in_words(schema: dict[str, Any]) -> str:
+    """What a JSON Schema allows."""
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limited = "".join(f", {words} {schema[key]}" for key, words in limits.items() if key in schema)
+    match schema:
+        case {"anyOf": choices}:
+            return " or ".join(map(_in_words, choices))
+        case {"enum": words}:
+            return ", ".join(words)
+        case {"type": "integer"}:
+            return f"a whole number{limited}"
+        case {"type": "number"}:
+            return f"a number{limited}"
+        case {"type": "array"}:
+            return f"a list of whole numbers{_in_words(schema['items']).removeprefix('a whole number')}, each once"
+        case {"pattern": pattern, "examples": examples}:
+            most = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
+            return f"text like {' or '.join(map(repr, examples))} (pattern {pattern}{most})"
+        case {"type": "string", "maxLength": most}:
+            return f"text of 1 to {most} characters"
+        case {"properties": properties}:
+            return f"a mapping of {', '.join(properties)}"
+        case {"type": "object", "minProperties": 1}:
+            return "a mapping, not empty"
+    return {"boolean": "true or false", "string": "text", "object": "a mapping", "null": "nothing"}[schema["type"]]
 
 
 def experiment(params: Params, name: str) -> Experiment:
     """The row of that name. Raises UserError that lists the rows there are."""
-    if name not in params.experiments:
-        near = difflib.get_close_matches(name, params.experiments, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no experiment {name!r} in params.yaml; {hint}there are: {', '.join(params.experiments)}")
+    errors.known("experiment", name, params.experiments, prefix=f"no experiment {name!r} in params.yaml")
     return params.experiments[name]
 
 
@@ -301,8 +411,8 @@ def read_experiment(path: Path) -> Experiment:
         return Experiment.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro` writes it in its check stage") from None
-    except ValidationError as error:
-        raise UserError(f"{path}: not a checked row ({error.error_count()} errors); delete it and run again") from None
+    except (ValidationError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a row as the check stage writes it; delete it and run again") from None
 
 
 def graph(params: Params) -> dict[str, dict[str, dict[str, Any]]]:
@@ -319,12 +429,16 @@ def graph(params: Params) -> dict[str, dict[str, dict[str, Any]]]:
 def json_schema() -> str:
     """JSON Schema of params.yaml for editors: in `defaults` and in a row every field may be left out."""
     schema = Params.model_json_schema()
-    for definition in schema["$defs"].values():
+    definitions, fields = schema["$defs"], schema["properties"]
+    definitions["Defaults"] = {k: v for k, v in Defaults.model_json_schema().items() if k != "$defs"}
+    for definition in definitions.values():
         definition.pop("required", None)
-    schema["properties"]["defaults"] = {"$ref": "#/$defs/Experiment"}
-    rows = schema["properties"]["experiments"]["patternProperties"]
-    for pattern, row in rows.items():
-        rows[pattern] = {"anyOf": [row, {"type": "null"}]}
+    fields["defaults"] = {"$ref": "#/$defs/Defaults"}
+    rows = fields["experiments"]["patternProperties"]
+    fields["experiments"] |= {
+        "patternProperties": {pattern: {"anyOf": [of_row, {"type": "null"}]} for pattern, of_row in rows.items()},
+        "additionalProperties": False,  # or a name that the pattern does not know would pass unseen
+    }
     schema["required"] = ["seeds", "defaults", "experiments"]
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "ffrepro params.yaml"

@@ -1,23 +1,22 @@
 """Data sets through one door: sources, checksums, mirrors, splits.
 
-`fetch` brings the canonical files, checked by the hash of their content; `read` turns them into uint8 tensors; `save` and
-`load` keep those tensors as one safetensors file between DVC's stages. A file is trusted only after its hash matched:
-pickles are opened after that and never before.
+`fetch` brings the canonical files, checked by the hash of their content; `read` turns them into uint8 tensors; `save`
+and `load` keep those tensors as one safetensors file between DVC's stages. A file is trusted only after its hash
+matched: pickles are opened after that and never before.
 """
 
 import gzip
 import hashlib
-import os
+import http.client
 import shutil
 import tarfile
 import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ffrepro.config import SHAPES
 from ffrepro.errors import UserError
@@ -36,19 +35,22 @@ class Split(NamedTuple):
     images: "Tensor"
     labels: "Tensor"
 
-    def to(self, device: "torch.device") -> Self:
-        return self._make(t.to(device) for t in self)
+    def to(self, device: "torch.device") -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
 
-    def __getitem__(self, rows):  # type: ignore[no-untyped-def, override]  # by rows, as a tensor is
-        return self._make(t[rows] for t in self)
+    def rows(self, rows: "Tensor | slice") -> "Split":
+        return Split(self.images[rows], self.labels[rows])
+
+    def __getitem__(self, rows: "Tensor | slice") -> "Split":  # type: ignore[override]  # not by field, as tuples are
+        return self.rows(rows)
 
 
 @dataclass(frozen=True)
 class Remote:
     """One file of an official source, packed as published, and the content files that it holds.
 
-    name: path below the mirror's root, in torchvision's layout. contents: path below the data folder -> "algorithm:digest"
-    of the unpacked content.
+    name: path below the mirror's root, in torchvision's layout. contents: path below the data folder ->
+    "algorithm:digest" of the unpacked content.
     """
 
     name: str
@@ -76,7 +78,7 @@ class DataSet:
 
 
 def _read_digits(_: Path) -> tuple[Split, Split]:
-    """1,797 digits of 8x8 pixels, embedded in scikit-learn; a fixed fifth, drawn once for all by key, is the test set."""
+    """1,797 digits of 8x8 pixels, embedded in scikit-learn; a fixed fifth, drawn once for all by key, is for tests."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -86,7 +88,7 @@ def _read_digits(_: Path) -> tuple[Split, Split]:
     images = torch.from_numpy((pixels * 255 / 16).round().astype("uint8")).view(-1, 1, 8, 8)
     every = Split(images, torch.from_numpy(labels).long())
     order = torch.randperm(len(labels), generator=generator(0, "the digits' fixed split"))
-    return every[order[:1437]], every[order[1437:]]
+    return every.rows(order[:1437]), every.rows(order[1437:])
 
 
 def _read_idx(folder: str) -> Callable[[Path], tuple[Split, Split]]:
@@ -186,7 +188,8 @@ DATASETS: Mapping[str, DataSet] = {
     ),
     "cifar10": DataSet(
         (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),  # mean of the per-image figures, as in the authors' code; per pixel: .2470 .2435 .2616
+        # mean of the per-image figures, as in the authors' code; over all pixels it would be .2470 .2435 .2616
+        (0.2023, 0.1994, 0.2010),
         _read_cifar10,
         (
             Remote(
@@ -230,100 +233,108 @@ def fetch(
     Sources in order: already there; `mirror` (a folder or a base URL in torchvision's layout, files packed or
     unpacked); the official URLs, unless `offline`. Raises UserError with one line that says what went wrong with each.
     """
-    missing = [path for path, digest in DATASETS[name].contents.items() if not _is_there(root / path, digest, say)]
     for remote in DATASETS[name].remotes:
-        wanted = {path: digest for path, digest in remote.contents.items() if path in missing}
-        if wanted:
-            _fetch_remote(remote, wanted, root, mirror, offline, report, say)
+        try:
+            _fetch_remote(remote, root, mirror, offline, report, say)
+        except OSError as error:  # of this disk: a source's errors are UserErrors by now
+            reason = error.strerror or error
+            remedy = "make room there or name another folder: FFREPRO_DATA"
+            raise UserError(_line(f"{remote.name}: cannot be kept below {root}: {reason}; {remedy}")) from None
 
 
-def _is_there(path: Path, digest: str, say: Callable[[str], None]) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        check(path, digest)
-    except UserError as error:
-        say(str(error))
-        return False
-    return True
+class _AbsentError(UserError):
+    """A source is sound but has no such file."""
+
+
+def _fetch_remote(
+    remote: Remote, root: Path, mirror: str | None, offline: bool, report: Report, say: Callable[[str], None]
+) -> None:
+    failures: list[str] = []
+    wanted = dict(remote.contents)
+    for path, digest in remote.contents.items():
+        if (root / path).is_file():
+            try:
+                check(root / path, digest)
+                del wanted[path]
+            except UserError as error:
+                failures.append(_line(f"{root / path}: {error}"))
+                say(failures[-1])
+    if not wanted:
+        return
+
+    archive = root / f"{remote.name}.download"
+    for location, packed in _sources(remote, mirror, offline):
+        source = location
+        try:
+            if packed:
+                _copy(source, archive, report)
+                _unpack(archive, wanted, root)
+            for path, digest in wanted.items():
+                part = root / f"{path}.part"
+                if not packed:
+                    source = f"{location}/{path}"
+                    _copy(source, part, report)
+                check(part, digest)
+        except UserError as error:
+            failures.append(_line(f"{source}: {error}"))
+            if packed or not isinstance(error, _AbsentError):  # a mirror need not have both forms
+                say(failures[-1])
+        else:
+            for path in wanted:
+                (root / f"{path}.part").replace(root / path)
+            archive.unlink(missing_ok=True)  # a part of it, from a source that broke off
+            return
+
+    if offline:
+        failures.append("official source not asked (offline)")
+    remedy = "name a folder or URL that has it: --mirror or FFREPRO_MIRROR"
+    raise UserError(_line(f"{remote.name}: {' | '.join(failures)}; {remedy}"))
+
+
+def _sources(remote: Remote, mirror: str | None, offline: bool) -> list[tuple[str, bool]]:
+    """(location, whether the packed file is there; else its contents lie below) in the order of asking."""
+    sources = []
+    if mirror:
+        base = mirror.rstrip("/")
+        sources.append((base, False))
+        if remote.name not in remote.contents:
+            sources.append((f"{base}/{remote.name}", True))
+    if not offline:
+        sources.append((remote.url, True))
+    return sources
+
+
+def _line(text: str) -> str:
+    """One line: libraries and servers put line breaks into their reasons."""
+    return " ".join(text.split())
 
 
 def check(path: Path, digest: str) -> None:
     """Compare a file with "algorithm:digest". A file that differs is set aside as *.corrupt, and UserError raised."""
-    algorithm, expected = digest.split(":")
+    found = _digest(path, digest.split(":")[0])
+    if found != digest:
+        raise _set_aside(path, "wrong or truncated", f"expected {digest}, found {found}")
+
+
+def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-    if found == expected:
-        return
-    aside = path.with_name(path.name.removesuffix(".part") + ".corrupt")
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    kind = "an HTML page instead of data" if start.startswith((b"<!doctype html", b"<html")) else "wrong or truncated"
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def _set_aside(path: Path, trouble: str, facts: str) -> UserError:
+    """Keep a bad file as *.corrupt, where nothing takes it for data; returns the error that says so."""
     size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            trouble = "an HTML page instead of data"
+    aside = path.with_name(path.name.removesuffix(".part").removesuffix(".download") + ".corrupt")
     path.replace(aside)
-    raise UserError(
-        f"{aside.name.removesuffix('.corrupt')}: {kind} ({size} bytes): expected {algorithm} {expected}, "
-        f"found {found}; set aside as {aside.name}"
-    )
+    return UserError(f"{trouble} ({size} bytes): {facts}; set aside as {aside}")
 
 
-def _fetch_remote(
-    remote: Remote,
-    wanted: Mapping[str, str],
-    root: Path,
-    mirror: str | None,
-    offline: bool,
-    report: Report,
-    say: Callable[[str], None],
-) -> None:
-    failures: list[str] = []
-    for source in _sources(remote, wanted, mirror, offline):
-        try:
-            source(root, report)
-            for path, digest in wanted.items():
-                check(root / f"{path}.part", digest)
-        except UserError as error:
-            failures.append(str(error))
-            say(str(error))
-            continue
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{remote.name}: cannot be written below {root}: {reason}; make room or choose another folder") from None
-        for path in wanted:
-            os.replace(root / f"{path}.part", root / path)
-        return
-    if offline:
-        failures.append("official source not asked (offline)")
-    remedy = "name a folder or URL that has it: --mirror or FFREPRO_MIRROR"
-    raise UserError(f"{remote.name}: {' | '.join(failures)}; {remedy}")
-
-
-Source = Callable[[Path, Report], None]  # leaves each wanted content as PATH.part below the root
-
-
-def _sources(remote: Remote, wanted: Mapping[str, str], mirror: str | None, offline: bool) -> Iterator[Source]:
-    def unpacked(base: str) -> Source:
-        def bring(root: Path, report: Report) -> None:
-            for path in wanted:
-                _copy(f"{base}/{path}", root / f"{path}.part", report)
-
-        return bring
-
-    def packed(location: str) -> Source:
-        def bring(root: Path, report: Report) -> None:
-            archive = root / f"{remote.name}.download"
-            _copy(location, archive, report)
-            _unpack(archive, remote, wanted, root)
-
-        return bring
-
-    if mirror:
-        base = mirror.rstrip("/")
-        yield unpacked(base)
-        if remote.name not in wanted:
-            yield packed(f"{base}/{remote.name}")
-    if not offline:
-        yield packed(remote.url)
+# What reading from a source may raise. Files on this disk raise OSError too, so the two are never in one `try`.
+_SOURCE_ERRORS = (OSError, http.client.HTTPException, ValueError)
+_ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, LookupError, ValueError, RecursionError)
 
 
 def _copy(location: str, target: Path, report: Report) -> None:
@@ -331,76 +342,86 @@ def _copy(location: str, target: Path, report: Report) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if "://" not in location:
         try:
-            source = open(location, "rb")  # noqa: SIM115  # told apart: missing source, full disk
-        except OSError as error:
-            raise UserError(f"{location}: {error.strerror}") from None
+            source = Path(location).open("rb")  # noqa: SIM115
+            size = Path(location).stat().st_size
+        except FileNotFoundError:
+            raise _AbsentError("no such file") from None
+        except _SOURCE_ERRORS as error:
+            raise UserError(f"cannot be read ({getattr(error, 'strerror', error)})") from None
         with source, target.open("wb") as file:
-            _stream(source, file, target.name, 0, os.fstat(source.fileno()).st_size, report)
+            _stream(source, file, target.name, 0, size, report)
         return
+
+    if not location.lower().startswith(("http://", "https://")):
+        raise UserError("neither a folder nor an http or https URL")
     have = target.stat().st_size if target.exists() else 0
-    request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            resumed = response.status == 206
-            length = response.headers.get("Content-Length")
-            done = have if resumed else 0
-            total = done + int(length) if length else None
-            with target.open("ab" if resumed else "wb") as file:
-                _stream(response, file, target.name, done, total, report)
+        request = urllib.request.Request(location, headers={"Range": f"bytes={have}-"} if have else {})
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send
-            raise UserError(f"{location}: the server answered {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise UserError(f"{location}: no connection ({error.reason})") from None
-    except (TimeoutError, ConnectionError) as error:
-        raise UserError(f"{location}: the connection broke off ({error}); run again to go on from there") from None
+        error.close()
+        if error.code == 416 and have:  # nothing is left to send
+            return
+        kind = _AbsentError if error.code in (403, 404, 410) else UserError  # 403: S3 for what is not there
+        raise kind(f"the server answered {error.code} {error.reason}") from None
+    except _SOURCE_ERRORS as error:
+        raise UserError(f"no connection ({getattr(error, 'reason', error)})") from None
+    with response:
+        resumed = response.status == 206  # a server may ignore Range and send the whole
+        done = have if resumed else 0
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else None
+        with target.open("ab" if resumed else "wb") as file:
+            _stream(response, file, target.name, done, total, report)
 
 
 def _stream(source: IO[bytes], file: IO[bytes], name: str, done: int, total: int | None, report: Report) -> None:
-    while chunk := source.read(CHUNK):
+    def broke_off(why: object) -> UserError:
+        return UserError(f"broke off after {done} of {total or 'unknown'} bytes ({why}); run again to go on")
+
+    while True:
+        try:
+            chunk = source.read(CHUNK)
+        except _SOURCE_ERRORS as error:
+            raise broke_off(error) from None
+        if not chunk:
+            break
         file.write(chunk)
         done += len(chunk)
         report(name, done, total)
     if total is not None and done < total:
-        raise UserError(f"{name}: broke off after {done} of {total} bytes; run again to go on from there")
+        raise broke_off("no more came")
 
 
-def _unpack(archive: Path, remote: Remote, wanted: Mapping[str, str], root: Path) -> None:
+def _unpack(archive: Path, wanted: Mapping[str, str], root: Path) -> None:
     """Write each wanted content as PATH.part; the download is removed, or set aside when it is no such archive."""
+    path = next(iter(wanted))
+    packed = archive.name.removesuffix(".download")
+    if not packed.endswith(".gz"):
+        archive.replace(root / f"{path}.part")
+        return
     try:
-        if remote.name.endswith(".tar.gz"):
-            with tarfile.open(archive) as tar:
+        if packed.endswith(".tar.gz"):
+            with tarfile.open(archive, "r:gz") as tar:
                 for path in wanted:
-                    member = tar.extractfile(path)
-                    if member is None:
+                    member = tar.getmember(path)
+                    content = tar.extractfile(member) if member.isreg() else None  # a link could lead anywhere
+                    if content is None:
                         raise tarfile.ReadError(f"{path} is no file")
-                    with _part(root, path) as file:
-                        shutil.copyfileobj(member, file, CHUNK)
-        elif remote.name.endswith(".gz"):
-            (path,) = wanted
-            with gzip.open(archive) as content, _part(root, path) as file:
-                shutil.copyfileobj(content, file, CHUNK)
+                    _write(content, root / f"{path}.part")
         else:
-            (path,) = wanted
-            archive.replace(root / f"{path}.part")
-            return
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError) as error:
-        with archive.open("rb") as file:
-            page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-        size = archive.stat().st_size
-        aside = archive.with_name(Path(remote.name).name + ".corrupt")
-        archive.replace(aside)
-        kind = "an HTML page instead of data" if page else f"not the archive it should be ({error})"
-        raise UserError(f"{archive.name.removesuffix('.download')}: {kind} ({size} bytes); set aside as {aside.name}") from None
+            with gzip.open(archive) as unpacked:
+                _write(unpacked, root / f"{path}.part")
+    except _ARCHIVE_ERRORS as error:
+        facts = f"expected {path} of {wanted[path]} in it, found {_digest(archive, 'sha256')}"
+        raise _set_aside(archive, f"not the archive it should be ({error})", facts) from None
     archive.unlink()
 
 
-@contextmanager
-def _part(root: Path, path: str) -> Iterator[IO[bytes]]:
-    target = root / f"{path}.part"
+def _write(content: IO[bytes] | gzip.GzipFile, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
-        yield file
+        shutil.copyfileobj(content, file, CHUNK)
 
 
 # --- tensors between stages ------------------------------------------------------------------------------------------
@@ -442,4 +463,4 @@ def held_out(train: Split, n: int) -> tuple[Split, Split]:
     from ffrepro.randomness import generator
 
     order = torch.randperm(len(train.labels), generator=generator(0, "held-out split"))
-    return train[order[n:]], train[order[:n]]
+    return train.rows(order[n:]), train.rows(order[:n])

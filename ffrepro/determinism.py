@@ -1,7 +1,7 @@
 """Every switch that makes a run repeat bit for bit, set in one place before the first tensor is computed.
 
-Promised: the same row, seed, code and environment (`record.environment`) give the same weights, bit for bit. The number of
-CPU threads is part of the environment: one thread more adds the same numbers in another order.
+Promised: the same row, seed, code and environment (`record.environment`) give the same weights, bit for bit. The
+number of CPU threads is part of the environment: one thread more adds the same numbers in another order.
 """
 
 import os
@@ -15,8 +15,8 @@ def switch_on() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # The legacy names first, then the leaves: set alone, either leaves TF32 on somewhere in 2.11 (pytorch #179445, #166387).
+    # The legacy names first, then the leaves: either alone leaves TF32 on somewhere in 2.11 (pytorch #179445, #166387).
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # made at import
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"

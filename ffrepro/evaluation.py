@@ -27,7 +27,7 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
     network.eval()
     rows = []
     with autocast(images.device, experiment.training.precision):
-        for batch in images.split(IMAGES):
+        for batch in torch.split(images, IMAGES):
             n = len(batch)
             repeated = normalise(batch, mean, std).repeat_interleave(len(labels), 0)
             activations = network(repeated, labels.repeat(n))

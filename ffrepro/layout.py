@@ -9,7 +9,8 @@ from ffrepro.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below a project's root. `runs` is the folder of the runs: `runs`, or `results` for the committed references."""
+    """Paths below a project's root. `runs` is the folder of the runs: `runs`, or `results` for the committed
+    references."""
 
     root: Path
     runs: str = "runs"
@@ -64,4 +65,6 @@ def find(start: Path | None = None) -> Layout:
     for folder in (start, *start.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return Layout(folder)
-    raise UserError(f"no ffrepro project in {start.name or start} or above it (params.yaml and dvc.yaml); go to your clone")
+    raise UserError(
+        f"no ffrepro project in {start.name or start} or above it (params.yaml and dvc.yaml); go to your clone"
+    )

@@ -1,9 +1,9 @@
 """Wrong labels that are hard to tell from the true one, at no extra forward pass.
 
-Not the authors' method, which draws them uniformly (`training.hardness: 0`): the wrong label of a step is drawn with probability
-proportional to exp(hardness x margin), where the margin of an image and a label is g- - g+ as it was when that pair was last
-trained on, or, before that, the running mean over images of the same class. A quarter stays uniform, so that every pair is
-seen now and then.
+Not the authors' method, which draws them uniformly (`training.hardness: 0`): the wrong label of a step is drawn with
+probability proportional to exp(hardness x margin), where the margin of an image and a label is g- - g+ as it was when
+that pair was last trained on, or, before that, the running mean over images of the same class. A quarter stays
+uniform, so that every pair is seen now and then.
 """
 
 from typing import NamedTuple
@@ -30,8 +30,8 @@ def memory(images: int, classes: int, device: torch.device) -> Memory:
 def choose(memory: Memory, hardness: float, rows: Tensor, labels: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
     """A wrong label for each image of a batch: (B,) int64, never the true one.
 
-    rows: (B,) places in the memory; labels, uniform: (B,) true and uniformly drawn wrong labels; noise: (B, classes + 1) in [0, 1),
-    the epoch's draws, so that the choice needs no generator.
+    rows: (B,) places in the memory; labels, uniform: (B,) true and uniformly drawn wrong labels; noise: (B, classes +
+    1) in [0, 1), the epoch's draws, so that the choice needs no generator.
     """
     known = memory.images[rows]
     margin = torch.where(known.isnan(), memory.classes[labels], known)

@@ -24,7 +24,7 @@ class Block(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, size: tuple[int, int], *, pool: bool, norm: Norm) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels_in) if norm == "batch" else nn.LayerNorm((channels_in, *size))
+        self.norm = nn.BatchNorm2d(channels_in) if norm == "batch" else nn.LayerNorm([channels_in, *size])
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
         self.pool = pool
 
@@ -37,10 +37,10 @@ class Block(nn.Module):
 class Network(nn.Module):
     """A learned plane per label, concatenated to the image as one more channel, and a chain of blocks.
 
-    blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed` alone
-    and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer; embedding N(0, 1), one draw a
-    pixel as in the authors' code, or one for each square patch of `label_patch` pixels' side: 3x3 convolutions can read the label off any
-    place of a smooth plane, and deeper blocks gain by it.
+    blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed`
+    alone and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer;
+    embedding N(0, 1), one draw a pixel as in the authors' code, or one for each square patch of `label_patch` pixels'
+    side: 3x3 convolutions can read the label off any place of a smooth plane, and deeper blocks gain by it.
     """
 
     def __init__(

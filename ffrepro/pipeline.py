@@ -18,7 +18,9 @@ def check_graph(params: Params, project: Layout) -> None:
     """Raise UserError when graph.yaml, which DVC takes the seeds from, does not fit params.yaml."""
     given = config.read_yaml(project.graph) if project.graph.exists() else None
     if given != config.graph(params):
-        raise UserError("graph.yaml does not fit the rows and seeds of params.yaml; write it anew: ffrepro params graph")
+        raise UserError(
+            "graph.yaml does not fit the rows and seeds of params.yaml; write it anew: ffrepro params graph"
+        )
 
 
 def write_graph(params: Params, project: Layout) -> None:
@@ -27,7 +29,9 @@ def write_graph(params: Params, project: Layout) -> None:
     yaml = YAML()
     yaml.default_flow_style = None
     with tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-        text.write("# Every row's seeds as DVC's train and evaluate stages. Written by `ffrepro params graph`; do not edit.\n")
+        text.write(
+            "# Every row's seeds as DVC's train and evaluate stages. Written by `ffrepro params graph`; do not edit.\n"
+        )
         yaml.dump(config.graph(params), text)
         text.seek(0)
         record.write_text(text.read(), project.graph)
@@ -60,7 +64,8 @@ def repro(project: Layout, stage: str, settings: dict[str, str]) -> None:
 
 
 def train_references(project: Layout, name: str, row: Experiment, settings: dict[str, str]) -> None:
-    """Run check, prepare, train and evaluate for the row's reference seeds, with `results` as the folder of the runs."""
+    """Run check, prepare, train and evaluate for the row's reference seeds, with `results` as the folder of the
+    runs."""
     stages = [["check", name, "results"], ["prepare", row.data.name]]
     for seed in row.verdict.reference_seeds:
         stages += [["train", name, str(seed), "results"], ["evaluate", name, str(seed), "results"]]
@@ -68,7 +73,9 @@ def train_references(project: Layout, name: str, row: Experiment, settings: dict
         if stage == "train" and (project.run(name, int(arguments[1])) / "record.json").exists():
             continue  # `report.collect` compares its parameters with the row's
         done = subprocess.run(
-            [sys.executable, "-m", f"pipelines.{stage}", *arguments], cwd=project.root, env=environment(project, settings)
+            [sys.executable, "-m", f"pipelines.{stage}", *arguments],
+            cwd=project.root,
+            env=environment(project, settings),
         )
         if done.returncode:
             error = UserError(f"reference: the stage {stage} of {name} failed; its own line stands above")

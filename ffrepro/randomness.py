@@ -28,4 +28,5 @@ def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
     `rand` gives multiples of 2^-53 from 0 on; half a multiple more keeps the CDF's argument inside (0, 1).
     """
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64) + 2.0**-54
-    return torch.special.ndtri(uniform).float()
+    quantile: Tensor = torch.special.ndtri(uniform)
+    return quantile.float()

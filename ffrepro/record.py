@@ -23,18 +23,14 @@ def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:
 
     The values are hashed as little-endian bytes, last index fastest, so device, strides and file format do not matter.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.flatten().view(_bytes()).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes() -> "torch.dtype":
-    import torch
-
-    return torch.uint8
 
 
 def text_hash(text: str) -> str:
@@ -45,7 +41,8 @@ def text_hash(text: str) -> str:
 def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     """SHA-256 of the named modules' source, line ends made alike."""
     folder = Path(__file__).parent
-    return text_hash("\0".join(f"{name}\0{(folder / name).with_suffix('.py').read_text()}" for name in sorted(modules)))
+    sources = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in modules}
+    return text_hash("\0".join(f"{name}\0{sources[name]}" for name in sorted(sources)))
 
 
 def environment(device: "torch.device") -> dict[str, Any]:
@@ -59,7 +56,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
             "gpu": gpu.name,
             "multiprocessors": gpu.multi_processor_count,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
@@ -67,17 +64,24 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
-    """Let `writer` make the file under a temporary name, flush it to the disk, and only then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `writer` make the file under a temporary name, flush it to the disk, and only then give it its name.
+
+    Whatever stops the writer, the old content stays and nothing half-written is left.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        writer(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path.name}: cannot be written: {error.strerror or error}; free some space or rights and run again") from None
+        why = error.strerror or error
+        raise UserError(f"{path.name}: cannot be written: {why}; free some space or rights and run again") from None
 
 
 def write_text(text: str, path: Path) -> None:
@@ -94,7 +98,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: not JSON ({error}); delete it and run the stage that writes it again") from None
 
 
@@ -116,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:
@@ -125,5 +129,5 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
         raise UserError(f"{path}: not a whole safetensors file ({error}); delete it and run again") from None
     found = tensors_hash(tensors)
     if found != said:
-        raise UserError(f"{path}: damaged: its tensors hash to {found}, its header says {said}; delete it and run again")
+        raise UserError(f"{path}: damaged: its tensors hash to {found}, not to {said}; delete it and run again")
     return tensors

@@ -2,13 +2,14 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Target, spread
+from ffrepro.targets import Target, read_paper, read_references, read_targets, spread
 
 NOT_RUN = "not run"
 
@@ -62,23 +63,32 @@ def summarise(name: str, row: Experiment, project: Layout, target: Target | None
     }
 
 
-COLUMNS = ("experiment", "data set", "blocks", "accuracy (%)", "target (%)", "difference", "verdict", "device", "seconds a seed")
+COLUMNS = (
+    "experiment",
+    "data set",
+    "blocks",
+    "accuracy (%)",
+    "target (%)",
+    "difference",
+    "verdict",
+    "device",
+    "seconds a seed",
+)
 
 
 def table(project: Layout) -> list[dict[str, str]]:
-    """One row an experiment, every cell as text. A verdict of other parameters counts as not run."""
-    from ffrepro.targets import read_targets
-
+    """One row an experiment, every cell as text. A verdict of other parameters or another target counts as not run."""
     targets = read_targets(project.paper, project.reference)
     rows = []
     for name, row in config.load(project.params).experiments.items():
         target = targets.get(name)
+        against = target.model_dump() if target else None
         cells = {
             "experiment": name,
             "data set": row.data.name,
             "blocks": str(len(row.network.parsed())),
             "accuracy (%)": NOT_RUN,
-            "target (%)": percent(target.model_dump()) + f" {target.kind}" if target else "none",
+            "target (%)": f"{percent(against)} {against['kind']}" if against else "none",
             "difference": "",
             "verdict": NOT_RUN,
             "device": "",
@@ -86,7 +96,7 @@ def table(project: Layout) -> list[dict[str, str]]:
         }
         path = project.verdict(name)
         result = record.read_json(path) if path.exists() else None
-        if result and result["row"] == record.text_hash(config.canonical(row)):
+        if result and (result["row"], result["target"]) == (record.text_hash(config.canonical(row)), against):
             cells |= {
                 "accuracy (%)": percent(result["accuracy"]),
                 "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
@@ -106,9 +116,11 @@ def percent(value: dict[str, Any]) -> str:
     return text if value["n"] is None else f"{text} (n = {value['n']})"
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(tuple(row[c] for c in COLUMNS) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table. A pipe within a cell is escaped and a line break becomes a space, to leave the table whole."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def write_tables(project: Layout) -> str:
@@ -118,18 +130,20 @@ def write_tables(project: Layout) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    as_markdown = markdown(COLUMNS, [list(row.values()) for row in rows])
     record.write_text(text.getvalue(), project.table("csv"))
-    record.write_text(markdown(rows), project.table("md"))
-    return markdown(rows)
+    record.write_text(as_markdown, project.table("md"))
+    return as_markdown
 
 
 def sentence(result: dict[str, Any]) -> str:
     """The verdict as a person reads it: measured, target and its source, rule, outcome."""
     target = result["target"]
-    against = f"{percent(target)} %, {target['kind']}: {target['source']}" if target else "none"
+    against = f"{percent(target)}, {target['kind']}: {target['source']}" if target else "none"
     return "\n".join(
         [
-            f"{result['experiment']}: {percent(result['accuracy'])} % test accuracy on {result['device']}, {result['seconds']:.0f} s of training",
+            f"{result['experiment']}: test accuracy in percent {percent(result['accuracy'])}, "
+            f"on {result['device']}, {result['seconds']:.0f} s of training",
             f"target:  {against}",
             f"rule:    {result['rule']}",
             f"verdict: {result['verdict']}: {result['why']}",
@@ -140,11 +154,11 @@ def sentence(result: dict[str, Any]) -> str:
 def overview(project: Layout) -> str:
     """The rows as a Markdown table: what each is, needs and costs, and what it is compared with."""
     from ffrepro.progress import duration
-    from ffrepro.targets import read_paper, read_references
 
     published, references = read_paper(project.paper), read_references(project.reference)
-    header = ("experiment", "what", "data set", "blocks", "needs", "seeds", "cost a seed", "published (%)", "reference (%)")
-    lines = [header, tuple("---" for _ in header)]
+    header = ["experiment", "what", "data set", "blocks", "needs", "seeds"]
+    header += ["cost a seed", "published (%)", "reference (%)"]
+    lines = []
     for name, row in config.load(project.params).experiments.items():
         ours = references.get(name)
         cost = f"{duration(ours.seconds)} on {ours.machine}" if ours else NOT_RUN
@@ -152,8 +166,8 @@ def overview(project: Layout) -> str:
         paper = percent(published[name].model_dump()) if name in published else "none"
         needs = {"cuda": "CUDA", "cpu": "CPU"}[row.requires]
         blocks = row.network.blocks
-        lines.append((name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, reference))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, reference])
+    return markdown(header, lines).rstrip()
 
 
 def write_reference(name: str, row: Experiment, project: Layout, machine: str) -> dict[str, Any]:
@@ -165,13 +179,14 @@ def write_reference(name: str, row: Experiment, project: Layout, machine: str) -
         "seeds": list(seeds),
         "values": accuracy["values"],
         "mean": accuracy["mean"],
-        "std": accuracy["std"] or 0.0,
+        "std": accuracy["std"],
         "seconds": sum(run["record"]["seconds"] for run in runs) / len(runs),
         "row": record.text_hash(training_parameters(row)),
         "command": f"ffrepro reference {name}",
         "machine": machine,
         "ffrepro": runs[0]["record"]["ffrepro"],
     }
+    read_references(project.reference)  # refuses what is no reference file, instead of writing into it
     known = record.read_json(project.reference) if project.reference.exists() else {}
     record.write_json({**known, name: entry}, project.reference)
     return {**entry, "n": accuracy["n"]}

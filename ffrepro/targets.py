@@ -1,13 +1,14 @@
-"""What a row is compared with: the published value (paper.yaml), else the one measured here (results/reference.json)."""
+"""What a row is compared with: the published value (paper.yaml), else the measured one (results/reference.json)."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ffrepro import record
-from ffrepro.config import Name, Section, read_yaml
+from ffrepro.config import Name, Section, Seeds, checked, impossible, read_yaml
 from ffrepro.errors import UserError
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -27,43 +28,53 @@ class Paper(Section):
     sources: dict[Name, str]
     targets: dict[Name, Published]
 
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> "Paper":
+        there_are = ", ".join(self.sources)
+        unknown = {name: value.source for name, value in self.targets.items() if value.source not in self.sources}
+        if unknown:
+            raise impossible([(f"targets.{name}.source", source, there_are) for name, source in unknown.items()])
+        return self
+
 
 class Reference(Section):
     """What `ffrepro reference` measured for a row: one test accuracy a seed, and where."""
 
-    seeds: tuple[int, ...] = Field(strict=False)
+    seeds: Seeds
     values: tuple[Percent, ...] = Field(strict=False)
     mean: Percent
-    std: Percent
+    std: Percent | None = Field(description="None for one seed.")
     seconds: float = Field(description="Training time a seed, mean.")
     row: str = Field(description="Hash of the row's training parameters, record.text_hash.")
     command: str
     machine: str
     ffrepro: str
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Reference":
+        known = spread(list(self.values)) if len(self.values) == len(self.seeds) else {"mean": math.nan, "std": None}
+        if not (_close(self.mean, known["mean"]) and _close(self.std, known["std"])):
+            raise ValueError("mean and std are not those of the values, one a seed")
+        return self
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a == b if a is None or b is None else math.isclose(a, b, abs_tol=1e-9)
+
 
 class Target(Section):
-    """The value that a verdict compares with; n is unknown (None) for a published one and the number of seeds for a reference."""
+    """What a verdict compares with. n: the number of seeds of a reference; unknown (None) for a published value."""
 
     kind: str
     mean: Percent
-    std: Percent
+    std: Percent | None
     n: int | None
     source: str
 
 
 def read_paper(path: Path) -> dict[str, Target]:
     """The published values by row. Raises UserError in one line for each mistake in the file."""
-    try:
-        paper = Paper.model_validate(read_yaml(path))
-    except ValidationError as error:
-        lines = [f"{path.name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UserError("\n".join(lines)) from None
-    for name, value in paper.targets.items():
-        if value.source not in paper.sources:
-            raise UserError(
-                f"{path.name}: targets.{name}.source: given {value.source!r}; allowed: {', '.join(paper.sources)}"
-            )
+    paper = checked(Paper, read_yaml(path), path.name)
     return {
         name: Target(kind="published", mean=value.mean, std=value.std, n=None, source=paper.sources[value.source])
         for name, value in paper.targets.items()

@@ -1,15 +1,16 @@
 """Which blocks learn when, the step, the epoch loop, checkpoint and resume.
 
-One forward, one backward, one Adam a step, and yet bit for bit the authors' loop with its Adam per block (`tests/oracle.py`;
-float32). It holds because the windows that learn in one step share no parameter, no block's update reaches what the
-next block has read, and Adam acts on each tensor by itself; only a tensor's two roles, upper and lower block of
-its window, need a state each: they alternate with the step's parity, hence the two Adams.
+One forward, one backward, one Adam a step, and yet bit for bit the authors' loop with its Adam per block
+(`tests/oracle.py`; float32). It holds because the windows that learn in one step share no parameter, no block's
+update reaches what the next block has read, and Adam acts on each tensor by itself; only a tensor's two roles, upper
+and lower block of its window, need a state each: they alternate with the step's parity, hence the two Adams.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,14 +33,16 @@ from ffrepro.randomness import generator
 def has_loss(block: int, step: int, update: str) -> bool:
     """Whether a block has a loss, and passes on a detached output, in this step of the epoch.
 
-    Overlapping: even steps train the windows (0, 1) (2, 3) ..., odd steps (0) (1, 2) (3, 4) ...; a window's only loss is
-    that of its last block, and a block that is left over at the end does not learn. Layer-wise: every block, always.
+    Overlapping: even steps train the windows (0, 1) (2, 3) ..., odd steps (0) (1, 2) (3, 4) ...; a window's only loss
+    is that of its last block, and a block that is left over at the end does not learn. Layer-wise: every block,
+    always.
     """
     return update == "layer-wise" or (block + step) % 2 == 1
 
 
 def optimizers(network: Network, training: Training) -> list[Adam]:
-    """The Adams of even and odd steps, or the one Adam of layer-wise updates. A tensor without gradient keeps its state."""
+    """The Adams of even and odd steps, or the one Adam of layer-wise updates. A tensor without gradient keeps its
+    state."""
     blocks, everything = list(network.blocks.parameters()), list(network.parameters())
     groups = [everything] if training.update == "layer-wise" else [blocks, everything]
     return [Adam(group, lr=training.lr, fused=True) for group in groups]
@@ -106,7 +109,9 @@ def draw(experiment: Experiment, seed: int, epoch: int, n: int) -> Draws:
         order=torch.randperm(n, generator=generator(seed, "order", epoch)),
         wrong=torch.randint(1, experiment.classes, (n,), generator=generator(seed, "wrong labels", epoch)),
         noise=torch.rand(
-            n, experiment.classes + 1 if experiment.training.hardness else 0, generator=generator(seed, "hard labels", epoch)
+            n,
+            experiment.classes + 1 if experiment.training.hardness else 0,
+            generator=generator(seed, "hard labels", epoch),
         ),
         geometry=augment.draw(
             n, size, chosen.crop, chosen.rotation, chosen.flip, generator(seed, "augmentation", epoch)
@@ -124,11 +129,13 @@ def train_epoch(
     epoch: int,
     progress: Callable[[int, Tensor], None] = lambda *_: None,
 ) -> tuple[Tensor, Tensor]:
-    """Train one epoch in place. Returns (loss, separation) of each block, averaged over the steps in which it has a loss.
+    """Train one epoch in place. Returns (loss, separation) of each block, averaged over the steps in which it has a
+    loss.
 
     data: uint8 images and labels on the network's device, all of which stay there. Nothing is read back within
-    the epoch; `progress` gets the step and the losses as a tensor, to read now and then. Returns (blocks,) twice; NaN for a
-    block that had no loss at all (the last one, where an epoch has one step). Raises UserError when a loss is no number.
+    the epoch; `progress` gets the step and the losses as a tensor, to read now and then. Returns (blocks,) twice; NaN
+    for a block that had no loss at all (the last one, where an epoch has one step). Raises UserError when a loss is
+    no number.
     """
     training, source = experiment.training, DATASETS[experiment.data.name]
     device, n = data.images.device, len(data.labels)
@@ -149,7 +156,7 @@ def train_epoch(
         adam.zero_grad()
         with autocast(device, training.precision):
             losses, separations = local_losses(network, images, labels, wrong, step, training)
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         adam.step()
         learned = [i for i in range(blocks) if has_loss(i, step, training.update)]
         sums[:, learned] += torch.stack([losses.detach(), separations.mean(1)])
@@ -161,7 +168,7 @@ def train_epoch(
     for i in range(blocks):
         if counts[i] and not loss[i].isfinite():
             raise UserError(
-                f"training: the loss of block {i + 1} is no number in epoch {epoch + 1}; nothing of this epoch is kept; "
+                f"training: the loss of block {i + 1} is no number in epoch {epoch + 1}; nothing of it is kept; "
                 f"try a smaller training.lr, or another training.precision than {training.precision}"
             )
     return loss, separation
@@ -176,7 +183,9 @@ def build(experiment: Experiment, seed: int, device: torch.device) -> Network:
     network = Network(
         experiment.shape, experiment.classes, chosen.parsed(), chosen.norm, seed, label_patch=chosen.label_patch
     )
-    return network.to(device, memory_format=torch.channels_last)
+    network.to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
+    return network
 
 
 def train(
@@ -192,9 +201,9 @@ def train(
 ) -> tuple[Network, list[dict[str, Any]]]:
     """Train a row with one seed on the device of `data`: (the network, its history, one entry an epoch).
 
-    checkpoint: file that is written after every epoch and resumed from, so that an interrupted training goes on to the same
-    bits; one of other parameters, data, code or environment is not resumed, and `say` says so. `progress` gets (epoch,
-    step, losses), `finished` each epoch's entry. Raises UserError when a loss stops being a number.
+    checkpoint: file that is written after every epoch and resumed from, so that an interrupted training goes on to
+    the same bits; one of other parameters, data, code or environment is not resumed, and `say` says so. `progress`
+    gets (epoch, step, losses), `finished` each epoch's entry. Raises UserError when a loss stops being a number.
     """
     device, n = data.images.device, len(data.labels)
     network = build(experiment, seed, device)
@@ -205,7 +214,14 @@ def train(
     for epoch in range(len(history), experiment.training.epochs):
         begun = time.perf_counter()
         loss, separation = train_epoch(
-            network, adams, memory, data, experiment, seed, epoch, lambda step, losses, e=epoch: progress(e, step, losses)
+            network,
+            adams,
+            memory,
+            data,
+            experiment,
+            seed,
+            epoch,
+            partial(progress, epoch),
         )
         seconds = time.perf_counter() - begun
         entry: dict[str, Any] = {
@@ -292,7 +308,13 @@ def load_weights(network: Network, weights: dict[str, Tensor], path: Path) -> No
 
 
 def run_record(
-    name: str, experiment: Experiment, seed: int, data: Split, weights: str, history: list[dict[str, Any]], device: torch.device
+    name: str,
+    experiment: Experiment,
+    seed: int,
+    data: Split,
+    weights: str,
+    history: list[dict[str, Any]],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The record of one training: what ran, on what, from what. `weights` is their hash; data, the split trained on."""
     return {

@@ -1,4 +1,5 @@
-"""params.yaml -> runs/ROW/experiment.json: the checked row with its defaults filled in, whose leaves the other stages track."""
+"""params.yaml -> runs/ROW/experiment.json: the checked row with its defaults filled in, whose leaves the other stages
+track."""
 
 import sys
 

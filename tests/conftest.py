@@ -11,7 +11,7 @@ import torch
 
 os.environ["FFREPRO_DEVICE"] = "cpu"  # the promises of this suite are the CPU's, also on a machine with a GPU
 
-from ffrepro import config, data, determinism  # noqa: E402
+from ffrepro import config, data, determinism
 
 ROOT = Path(__file__).parent.parent
 determinism.switch_on()
@@ -73,9 +73,16 @@ class Project:
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run `ffrepro`, `dvc` or `python` with arguments in the project, as after activating its environment."""
         binaries = Path(sys.executable).parent
-        env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(self.root), **settings}
+        env = {
+            **os.environ,
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root),
+            **settings,
+        }
         start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
-        return subprocess.run([*start, *command[1:]], cwd=self.root, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [*start, *command[1:]], cwd=self.root, env=env, capture_output=True, text=True, check=False
+        )
 
     def stages(self, *stages: list[str]) -> None:
         for stage, *arguments in stages:

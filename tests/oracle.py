@@ -1,8 +1,8 @@
 """The authors' step, plain and literal: one Adam per block, one loss, backward and update after the other.
 
-Written from the description of the algorithm (docs/algorithm.md), and slow on purpose: the fast step of `ffrepro.training` must give
-the same weights, bit for bit, in float32. It shares the layout in memory, channels last: in another one
-the same sums are added in another order.
+Written from the description of the algorithm (docs/algorithm.md), and slow on purpose: the fast step of
+`ffrepro.training` must give the same weights, bit for bit, in float32. It shares the layout in memory, channels last:
+in another one the same sums are added in another order.
 """
 
 import torch
@@ -24,7 +24,9 @@ def optimizers(network: Network, training: Training) -> list[Adam]:
     return adams
 
 
-def step(network: Network, adams: list[Adam], x: Tensor, y: Tensor, wrong: Tensor, step: int, training: Training) -> None:
+def step(
+    network: Network, adams: list[Adam], x: Tensor, y: Tensor, wrong: Tensor, step: int, training: Training
+) -> None:
     planes = network.embedding(torch.cat([y, wrong])).view(-1, 1, *x.shape[2:])
     h = torch.cat([torch.cat([x, x]), planes], 1).contiguous(memory_format=torch.channels_last)
     for i, block in enumerate(network.blocks):

@@ -14,7 +14,8 @@ def generator(seed=0):
 
 
 def torchvisions(image, dx, dy, angle, flip, crop):
-    """The same with PIL, step by step. image: (C, H, W) uint8; dx, dy: the crop's offset from the image's own corner."""
+    """The same with PIL, step by step. image: (C, H, W) uint8; dx, dy: the crop's offset from the image's own
+    corner."""
     channels, height, width = image.shape
     pixels = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])

@@ -75,7 +75,9 @@ def test_a_paper_row_that_is_no_experiment_is_refused(project):
     project.edit("paper.yaml", "  cifar10: {", "  cifar11: {")
     done = project.run("ffrepro", "params", "check")
     assert done.returncode == 2
-    assert done.stderr.startswith("ffrepro: paper.yaml: targets.cifar11: no such row in params.yaml; did you mean cifar10?")
+    assert done.stderr.startswith(
+        "ffrepro: paper.yaml: targets.cifar11: no such row in params.yaml; did you mean cifar10?"
+    )
 
 
 @pytest.mark.parametrize("device", ["cpus", "0"])

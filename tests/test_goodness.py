@@ -22,7 +22,9 @@ def test_symba_loss_by_hand():
     positive, negative = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 2
     assert symba_loss(positive, negative, 4).item() == pytest.approx(expected, rel=1e-6)
-    assert symba_loss(positive + 5, negative + 5, 4).item() == pytest.approx(expected, rel=1e-5)  # only separation counts
+    assert symba_loss(positive + 5, negative + 5, 4).item() == pytest.approx(
+        expected, rel=1e-5
+    )  # only separation counts
     assert symba_loss(positive, positive, 4).item() == pytest.approx(math.log(2))
 
 

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from ffrepro import config
 
 PLUMBING = {"__init__", "config", "devices", "errors", "layout", "progress", "record"}
-"""Modules that carry numbers from place to place but do not make them: editing a progress bar must not retrain the paper.
-What `config` makes of params.yaml is tracked leaf by leaf instead."""
+"""Modules that carry numbers from place to place but do not make them: editing a progress bar must not retrain the
+paper. What `config` makes of params.yaml is tracked leaf by leaf instead."""
 
 
 def dvc_yaml(root):
@@ -196,4 +196,6 @@ def test_bad_parameters_stop_everything_before_it_runs(project):
 def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
     done = project.run("ffrepro", "reproduce", "cifar10-quick", "--offline", FFREPRO_MIRROR="")
     assert done.returncode == 2
-    assert "cifar-10-python.tar.gz: official source not asked (offline); name a folder or URL that has it" in done.stderr
+    assert (
+        "cifar-10-python.tar.gz: official source not asked (offline); name a folder or URL that has it" in done.stderr
+    )

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
+import oracle
 import pytest
 import torch
 
-import oracle
 from ffrepro import augment, negatives, record, training
 from ffrepro.data import DATASETS, Split
 from ffrepro.errors import UserError
@@ -123,7 +123,9 @@ def test_a_blocks_loss_reaches_its_own_window_only(row, window):
     x, y = images(4, (3, 32, 32))
     losses, _ = training.local_losses(network, x.float(), y, (y + 1) % 10, 0, chosen.training)
     losses[window].backward()
-    reached = {name.split(".")[1] for name, value in network.named_parameters() if value.grad is not None and value.grad.any()}
+    reached = {
+        name.split(".")[1] for name, value in network.named_parameters() if value.grad is not None and value.grad.any()
+    }
     assert reached == {str(2 * window), str(2 * window + 1)}
 
 
@@ -151,15 +153,15 @@ def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path, hard
     chosen, data = row(epochs=4, blocks="8 16P 16", hardness=hardness), digits[0][torch.arange(200)]
     undisturbed, _ = train(chosen, 0, data)
 
-    class PowerCut(Exception):
+    class PowerCutError(Exception):
         pass
 
     def cut(epoch, step, _):
         if (epoch, step) == (2, 1):  # in the middle of an epoch
-            raise PowerCut
+            raise PowerCutError
 
     lines = []
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         train(chosen, 0, data, checkpoint=tmp_path / "c.pt", progress=cut)
     resumed, history = train(chosen, 0, data, checkpoint=tmp_path / "c.pt", say=lines.append)
     assert lines == ["c.pt: going on after epoch 2 of 4"]
@@ -169,7 +171,14 @@ def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path, hard
 
 @pytest.mark.parametrize(
     ("what", "change"),
-    [("parameters", {"lr": 0.5}), ("seed", None), ("data", None), ("code", None), ("environment", None), ("torn", None)],
+    [
+        ("parameters", {"lr": 0.5}),
+        ("seed", None),
+        ("data", None),
+        ("code", None),
+        ("environment", None),
+        ("torn", None),
+    ],
 )
 def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, monkeypatch, what, change):
     chosen, data, seed = row(epochs=1, blocks="4 4P"), digits[0][torch.arange(100)], 0

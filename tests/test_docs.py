@@ -1,0 +1,52 @@
+"""README and docs say what the repository holds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{p.name}" for p in Path("docs").glob("*.md")),
+]
+
+
+def test_the_result_table_is_what_ffrepro_list_prints(root):
+    printed = subprocess.run(
+        [sys.executable, "-m", "ffrepro", "list"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    between = (root / "README.md").read_text().split("-->\n")[1].split("\n<!--")[0]
+    assert between == printed.strip()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(root, document):
+    text = (root / document).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((root / document).parent / target).exists(), f"{document}: {target}"
+
+
+def test_architecture_names_every_module(root):
+    text = (root / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`ffrepro/(\w+)\.py`", text))
+    modules = {path.stem for path in (root / "ffrepro").glob("*.py")} - {"__init__", "__main__", "errors"}
+    assert named == modules
+
+
+def test_every_nox_session_in_the_readme_exists(root):
+    noxfile = (root / "noxfile.py").read_text()
+    for session in set(re.findall(r"nox -s (\w+)", (root / "README.md").read_text())):
+        assert f"def {session}(session" in noxfile
+
+
+def test_every_command_in_the_readme_exists(root):
+    text = (root / "README.md").read_text()
+    for command in set(re.findall(r"ffrepro ([a-z]+)(?: |$|`)", text)):
+        done = subprocess.run(
+            [sys.executable, "-m", "ffrepro", command, "--help"], capture_output=True, cwd=root, check=False
+        )
+        assert done.returncode == 0, command

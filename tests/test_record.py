@@ -1,0 +1,356 @@
+"""Hashes of tensors and code, files that are whole or absent, and the environment that a record names."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from ffrepro import record
+from ffrepro.errors import UserError
+
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def tensors():
+    """A tensor of each kind that data, weights and goodness tables hold, and the odd ones."""
+    numbers = torch.arange(24) % 5
+    return {
+        **{str(dtype).removeprefix("torch."): numbers.view(2, 3, 2, 2).to(dtype) for dtype in TYPES},
+        "scalar": torch.tensor(7),
+        "nothing": torch.zeros(0, 3),
+    }
+
+
+def values_hash(**tensors):
+    return record.tensors_hash(tensors)
+
+
+# tensors_hash
+
+
+def test_the_hash_is_the_documented_one():
+    """Name, type and shape as text, then the values: computed here from bytes written by hand."""
+    a = b"a\0float32\0[2]\0" + struct.pack("<2f", 1.5, -2.0)
+    b = b"b\0int64\0[]\0" + struct.pack("<q", -3)
+    c = b"c\0bool\0[1, 2]\0" + b"\1\0"
+    d = b"d\0bfloat16\0[1]\0" + struct.pack("<f", 1.5)[2:]  # the upper half of a float32
+    given = {
+        "b": torch.tensor(-3),
+        "d": torch.tensor([1.5], dtype=torch.bfloat16),
+        "c": torch.tensor([[True, False]]),
+        "a": torch.tensor([1.5, -2.0]),
+    }
+    assert record.tensors_hash(given) == hashlib.sha256(a + b + c + d).hexdigest()
+
+
+def test_the_order_of_the_mapping_does_not_matter():
+    assert record.tensors_hash(dict(reversed(tensors().items()))) == record.tensors_hash(tensors())
+
+
+@pytest.mark.parametrize("name", tensors())
+def test_strides_and_memory_format_do_not_matter(name):
+    plain = tensors()[name]
+    expected = values_hash(x=plain)
+    same = [
+        plain.clone(),
+        plain.T.contiguous().T if plain.dim() == 2 else plain.mT.contiguous().mT if plain.dim() else plain,
+    ]
+    if plain.dim() == 4:
+        same.append(plain.contiguous(memory_format=torch.channels_last))
+        assert not same[-1].is_contiguous()
+        same.append(torch.stack([plain, plain], dim=-1)[..., 1])  # every other element
+    if plain.is_floating_point():
+        same.append(torch.nn.Parameter(plain))
+    assert {values_hash(x=other) for other in same} == {expected}
+
+
+def test_the_hash_leaves_the_tensors_as_they_were():
+    given = {"x": torch.arange(8.0).view(1, 2, 2, 2).contiguous(memory_format=torch.channels_last)}
+    stride = given["x"].stride()
+    record.tensors_hash(given)
+    assert given["x"].stride() == stride
+
+
+@pytest.mark.parametrize("name", tensors())
+def test_name_type_and_shape_matter(name):
+    plain = tensors()[name]
+    other_type = plain.to(torch.int16) if plain.dtype != torch.int16 else plain.to(torch.int8)
+    hashes = [values_hash(x=plain), values_hash(y=plain), values_hash(x=other_type), values_hash(x=plain[None])]
+    hashes += [values_hash(x=plain.flatten()[None]), values_hash(x=plain, y=plain), values_hash()]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_types_of_the_same_bytes_and_shapes_of_the_same_values_differ():
+    zeros = [torch.zeros(2, 2, dtype=dtype) for dtype in (torch.float32, torch.int32, torch.float16, torch.bfloat16)]
+    shapes = [torch.zeros(shape) for shape in ((4,), (4, 1), (1, 4), (0, 4), (4, 0), (0,))]
+    assert len({values_hash(x=x) for x in zeros + shapes}) == 10
+
+
+@pytest.mark.parametrize("name", [name for name, tensor in tensors().items() if tensor.numel()])
+def test_each_value_matters(name):
+    plain = tensors()[name]
+    hashes = {values_hash(x=plain)}
+    for i in range(plain.numel()):
+        changed = plain.clone()
+        changed.view(-1)[i] = ~changed.view(-1)[i] if plain.dtype == torch.bool else changed.view(-1)[i] + 1
+        hashes.add(values_hash(x=changed))
+    assert len(hashes) == 1 + plain.numel()
+
+
+def test_values_are_compared_by_their_bits():
+    zero, other = torch.tensor([0.0]), torch.tensor([-0.0])
+    assert torch.equal(zero, other)
+    assert values_hash(x=zero) != values_hash(x=other)
+    nan = torch.tensor([float("nan")])
+    assert values_hash(x=nan) == values_hash(x=nan.clone())
+
+
+def test_values_do_not_flow_from_one_tensor_to_the_next():
+    assert values_hash(a=torch.tensor([1, 2]), b=torch.tensor([3])) != values_hash(
+        a=torch.tensor([1]), b=torch.tensor([2, 3])
+    )
+
+
+# write_tensors and read_tensors
+
+
+def test_tensors_come_back_as_they_were_written(tmp_path):
+    digest = record.write_tensors(tensors(), tmp_path / "t.safetensors")
+    again = record.read_tensors(tmp_path / "t.safetensors")
+    assert digest == record.tensors_hash(tensors()) == record.tensors_hash(again)
+    assert again.keys() == tensors().keys()
+    for name, tensor in tensors().items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(again[name], tensor)
+
+
+def test_the_same_bytes_are_written_in_another_process_and_from_another_memory_format(tmp_path):
+    code = (
+        "import sys, pathlib, torch; sys.path.insert(0, sys.argv[2]); from test_record import tensors;"
+        "from ffrepro import record; record.write_tensors(tensors(), pathlib.Path(sys.argv[1]))"
+    )
+    path, tests = tmp_path / "there.safetensors", Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tests)], env={**os.environ, "PYTHONHASHSEED": "1"}, check=False
+    )
+    assert done.returncode == 0
+    shuffled = dict(reversed(tensors().items()))
+    shuffled["float32"] = shuffled["float32"].contiguous(memory_format=torch.channels_last)
+    record.write_tensors(shuffled, tmp_path / "here.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A small file of tensors, as bytes."""
+    path = tmp_path_factory.mktemp("written") / "t.safetensors"
+    record.write_tensors(
+        {"a.b": torch.arange(6.0).view(2, 3), "n": torch.tensor([True, False]), "e": torch.ones(0)}, path
+    )
+    return path.read_bytes()
+
+
+def refused(content, path):
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        record.read_tensors(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{path}: ")
+    assert line.endswith("delete it and run again")
+    return line
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_flipped_bit_anywhere_is_refused(written, tmp_path, first):
+    for i in range(len(written)):  # in every byte, each time another bit
+        flipped = written[i] ^ (1 << (i + first) % 8)
+        refused(written[:i] + bytes([flipped]) + written[i + 1 :], tmp_path / "t.safetensors")
+
+
+def test_a_truncated_or_longer_file_is_refused(written, tmp_path):
+    for length in (*range(0, len(written), 7), len(written) - 1):
+        refused(written[:length], tmp_path / "t.safetensors")
+    refused(written + b"\0", tmp_path / "t.safetensors")
+    refused(written + written, tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"F32"', b'"I32"'),
+        (b"[2,3]", b"[3,2]"),
+        (b'"a.b"', b'"a.c"'),
+        (b'"sha256"', b'"sha255"'),
+        (b'"__metadata__"', b'"__netadata__"'),
+    ],
+)
+def test_a_header_that_lies_is_refused(written, tmp_path, old, new):
+    assert old in written
+    refused(written.replace(old, new, 1), tmp_path / "t.safetensors")
+
+
+def test_a_damaged_value_names_both_hashes(written, tmp_path):
+    line = refused(written[:-1] + b"\1", tmp_path / "t.safetensors")
+    assert "damaged: its tensors hash to " in line
+    digest = json.loads(written[8 : 8 + struct.unpack("<Q", written[:8])[0]])["__metadata__"]["sha256"]
+    assert f"not to {digest};" in line
+
+
+def test_a_file_without_a_hash_or_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    refused(save({"a": torch.ones(2)}), path)
+    refused(save({"a": torch.ones(2)}, {"sha256": "0" * 64}), path)
+    refused(b"<!DOCTYPE html><html><body>Not here</body></html>", path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*t\.safetensors: no such file; run the stage that writes it[^\n]*$"):
+        record.read_tensors(path)
+    path.mkdir()
+    with pytest.raises(UserError, match=r"^[^\n]*t\.safetensors: not a whole safetensors file[^\n]*$"):
+        record.read_tensors(path)
+
+
+# write, write_text, write_json, read_json
+
+
+def test_a_file_is_written_with_its_folders_and_nothing_else(tmp_path):
+    record.write_text("ä\n", tmp_path / "a" / "b" / "file.txt")
+    assert (tmp_path / "a" / "b" / "file.txt").read_bytes() == "ä\n".encode()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path, error, old):
+    path = tmp_path / "file.txt"
+    if old:
+        path.write_text(old)
+
+    def writer(part):
+        assert part.parent == path.parent  # on the same disk, to be renamed in one step
+        part.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        record.write(path, writer)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == ({"file.txt": old} if old else {})
+
+
+def test_a_disk_that_refuses_is_one_line_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def writer(part):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError) as caught:
+        record.write(path, writer)
+    assert str(caught.value) == (
+        "file.txt: cannot be written: No space left on device; free some space or rights and run again"
+    )
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file.txt": "old"}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^below\.txt: cannot be written: [^\n]+; free some space or rights"):
+        record.write_text("x", tmp_path / "file" / "below.txt")
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    seen = []
+    record.write(path, lambda part: (part.write_text("half"), seen.append(path.read_text()), part.write_text("new")))
+    assert (seen, path.read_text()) == (["old"], "new")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_holds_no_nan(tmp_path, value):
+    record.write_json({"a": 1}, tmp_path / "a.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_json({"a": [value]}, tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert record.read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_json_comes_back_bit_for_bit(tmp_path):
+    content = {"b": [0.1 + 0.2, 1 / 3, 1e-320, -0.0], "a": None, "ü": {"x": True, "y": 2**70}}
+    record.write_json(content, tmp_path / "a.json")
+    again = record.read_json(tmp_path / "a.json")
+    assert repr(again) == repr(content)
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"<html>", b'{"a": 1}{'])
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"^[^\n]*a\.json: no such file; run the stage that writes it \(`dvc repro`\)$"):
+        record.read_json(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^[^\n]*a\.json: not JSON \([^\n]+\); delete it and run the stage"):
+        record.read_json(path)
+
+
+# Code and environment
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The package's sources in another folder, for `code_hash` to read there."""
+    shutil.copytree(Path(record.__file__).parent, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "copy" / "record.py"))
+    return tmp_path / "copy"
+
+
+def test_the_code_hash_follows_each_listed_module_and_no_other(copy):
+    as_is = record.code_hash()
+    for path in copy.glob("*.py"):
+        source = path.read_bytes()
+        path.write_bytes(source + b"# more\n")
+        assert (record.code_hash() != as_is) == (path.stem in record.NUMBERS), path.name
+        path.write_bytes(source)
+    assert record.code_hash() == as_is
+
+
+def test_the_code_hash_is_the_same_for_other_line_ends_and_another_order(copy):
+    as_is = record.code_hash()
+    for path in copy.glob("*.py"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert record.code_hash() == record.code_hash(reversed(record.NUMBERS)) == as_is
+    assert record.code_hash(["data"]) != record.code_hash(["data", "network"]) != as_is
+
+
+def test_code_that_moves_from_one_module_to_another_is_other_code(copy):
+    as_is = record.code_hash(["augment", "data"])
+    one, other = (copy / "augment.py").read_text(), (copy / "data.py").read_text()
+    (copy / "augment.py").write_text(other)
+    (copy / "data.py").write_text(one)
+    assert record.code_hash(["augment", "data"]) != as_is
+
+
+def test_the_modules_that_decide_the_numbers_are_there(root):
+    assert all((root / "ffrepro" / f"{name}.py").is_file() for name in record.NUMBERS)
+
+
+def test_text_is_hashed_as_utf_8():
+    assert record.text_hash("ä") == hashlib.sha256(b"\xc3\xa4").hexdigest()
+
+
+def test_the_environment_names_no_user_host_or_path(root):
+    facts = record.environment(torch.device("cpu"))
+    assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "machine"}
+    assert (facts["device"], facts["threads"], facts["torch"]) == ("cpu", 1, torch.__version__)
+    text = json.dumps(facts)
+    private = {socket.gethostname(), Path.home().name, root.name, os.environ.get("USER"), "/", "\\"} - {None, ""}
+    assert not [name for name in private if name in text]

@@ -1,0 +1,513 @@
+"""Runs, targets, summaries and tables; nothing here trains: a run is a folder with two small JSON files."""
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from ffrepro import config, record, report, targets
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.verdict import verdict
+
+PAPER = """
+sources:
+  someone: Someone, Table 1
+targets:
+  one: {mean: 83.51, std: 0.78, source: someone}
+"""
+ACCURACIES = {0: 83.0, 1: 84.0, 2: 85.5}
+
+
+@pytest.fixture(scope="module")
+def params_text(root, tmp_path_factory):
+    """A params.yaml of two rows: the project's defaults with the values that the tests rely on."""
+    document = config.read_yaml(root / "params.yaml")
+    document["seeds"] = [0, 1, 2]
+    document["defaults"]["verdict"] = {"reference_seeds": [3, 4], "margin": 1.5, "alpha": 0.05}
+    document["experiments"] = {
+        "one": {"title": "One | first", "requires": "cuda", "data": {"name": "mnist"}},
+        "two": {"title": "Two", "requires": "cpu", "data": {"name": "mnist"}, "network": {"blocks": "8 8P 8"}},
+    }
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    YAML(typ="safe").dump(document, path)
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def row(params_text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(params_text)
+    return config.load(path).experiments["one"]
+
+
+@pytest.fixture
+def small(params_text, tmp_path):
+    """A project in an empty folder: the row `one` has a published value, `two` neither one nor a reference."""
+    (tmp_path / "params.yaml").write_text(params_text)
+    (tmp_path / "paper.yaml").write_text(PAPER)
+    return Layout(tmp_path)
+
+
+def write_run(project, row, seed, accuracy, name="one", **changes):
+    """A run as train and evaluate leave it, with other values where a test asks for them."""
+    environment = {"device": "cpu"} if seed % 2 else {"device": "cuda", "gpu": "A GPU"}
+    facts = {
+        "seed": seed,
+        "ffrepro": "0.1.0",
+        "parameters": record.text_hash(config.training_parameters(row)),
+        "weights": f"weights {seed}",
+        "environment": environment,
+        "seconds": 10.0 + seed,
+    }
+    blocks = {"1": accuracy / 2, "2": accuracy}
+    metrics = {"accuracy": accuracy, "vote": row.evaluation.vote, "blocks": blocks, "weights": f"weights {seed}"}
+    for content, file in ((facts, "record.json"), (metrics, "metrics.json")):
+        mine = {key: value for (where, key), value in changes.get("changed", {}).items() if where == file}
+        record.write_json(content | mine, project.run(name, seed) / file)
+
+
+@pytest.fixture
+def ran(small, row):
+    for seed, accuracy in ACCURACIES.items():
+        write_run(small, row, seed, accuracy)
+    return small
+
+
+def judge(project, name, row):
+    """What the stages report and verdict do."""
+    target = targets.read_targets(project.paper, project.reference).get(name)
+    result = verdict(report.summarise(name, row, project, target), row.verdict)
+    record.write_json(result, project.verdict(name))
+    return result
+
+
+def one_line(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# collect
+
+
+def test_runs_are_collected_in_the_order_of_the_seeds(ran, row):
+    for seeds in ((0, 1, 2), (2, 0, 1)):
+        runs = report.collect("one", row, seeds, ran)
+        assert [run["record"]["seed"] for run in runs] == list(seeds)
+        assert [run["metrics"]["accuracy"] for run in runs] == [ACCURACIES[seed] for seed in seeds]
+
+
+@pytest.mark.parametrize("file", ["record.json", "metrics.json"])
+def test_a_missing_run_is_refused(ran, row, file):
+    (ran.run("one", 1) / file).unlink()
+    line = one_line(report.collect, "one", row, row.seeds, ran)
+    assert line.startswith(f"{ran.run('one', 1) / file}: no such file; run the stage that writes it")
+
+
+def test_no_run_at_all_is_refused(small, row):
+    assert "runs/one/0/metrics.json: no such file" in one_line(report.collect, "one", row, row.seeds, small)
+
+
+@pytest.mark.parametrize("foreign", ["3", "10", "00", "0.bak", "best"])
+def test_a_run_of_no_declared_seed_is_refused_by_name(ran, row, foreign):
+    (ran.root / "runs" / "one" / foreign).mkdir()
+    line = one_line(report.collect, "one", row, row.seeds, ran)
+    assert line.startswith(f"runs/one: run {foreign} is of no declared seed (0, 1, 2); remove that folder")
+
+
+def test_files_beside_the_runs_are_none(ran, row):
+    (ran.root / "runs" / "one" / "experiment.json").write_text("{}")
+    assert len(report.collect("one", row, row.seeds, ran)) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "what"),
+    [
+        ("record.json", "seed", 0, "seed"),
+        ("record.json", "seed", "1", "seed"),
+        ("record.json", "parameters", "0" * 64, "training parameters"),
+        ("record.json", "weights", "others", "weights"),
+        ("metrics.json", "weights", "others", "weights"),
+        ("metrics.json", "vote", "all", "vote"),
+    ],
+)
+def test_a_run_of_something_else_is_refused(ran, row, file, key, value, what):
+    write_run(ran, row, 1, 84.0, changed={(file, key): value})
+    line = one_line(report.collect, "one", row, row.seeds, ran)
+    assert line == f"runs/one/1: of other {what}; run `dvc repro` for it again"
+
+
+def test_runs_of_the_row_before_an_edit_are_refused(ran, row):
+    training = row.training.model_copy(update={"epochs": row.training.epochs + 1})
+    edited = row.model_copy(update={"training": training})
+    assert "runs/one/0: of other training parameters" in one_line(report.collect, "one", edited, row.seeds, ran)
+    retitled = row.model_copy(update={"title": "A better title"})
+    assert len(report.collect("one", retitled, row.seeds, ran)) == 3
+
+
+def test_a_damaged_run_is_one_line(ran, row):
+    path = ran.run("one", 2) / "metrics.json"
+    path.write_text('{"accuracy": ')
+    line = one_line(report.collect, "one", row, row.seeds, ran)
+    assert line.startswith(f"{path}: not JSON (")
+    assert line.endswith("delete it and run the stage that writes it again")
+
+
+# summarise
+
+
+def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
+    target = targets.read_targets(ran.paper, ran.reference)["one"]
+    summary = report.summarise("one", row, ran, target)
+    # (83 + 84 + 85.5) / 3 = 84.1667; deviations -1.1667 -0.1667 1.3333: sqrt((1.3611 + 0.0278 + 1.7778) / 2) = 1.2583
+    assert summary["accuracy"]["mean"] == pytest.approx(84.1667, abs=1e-4)
+    assert summary["accuracy"]["std"] == pytest.approx(1.2583, abs=1e-4)
+    assert summary["accuracy"]["n"] == 3
+    assert summary["accuracy"]["values"] == [83.0, 84.0, 85.5]
+    assert summary["blocks"]["1"]["mean"] == pytest.approx(84.1667 / 2, abs=1e-4)
+    assert summary["blocks"]["2"] == summary["accuracy"]
+    assert summary["seconds"] == 10 + 11 + 12
+    assert summary["device"] == "A GPU, cpu"
+    assert (summary["experiment"], summary["seeds"]) == ("one", [0, 1, 2])
+    assert summary["target"] == {
+        "kind": "published",
+        "mean": 83.51,
+        "std": 0.78,
+        "n": None,
+        "source": "Someone, Table 1",
+    }
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_one_seed_has_no_spread(ran, row):
+    alone = row.model_copy(update={"seeds": (1,)})
+    for seed in (0, 2):
+        for path in ran.run("one", seed).iterdir():
+            path.unlink()
+        ran.run("one", seed).rmdir()
+    summary = report.summarise("one", alone, ran, None)
+    assert summary["accuracy"] == {"mean": 84.0, "std": None, "n": 1, "values": [84.0]}
+    assert summary["target"] is None
+
+
+# tables
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "n", "text"),
+    [
+        (83.51, 0.78, None, "83.51 ± 0.78"),
+        (84.16666, 1.25831, 3, "84.17 ± 1.26 (n = 3)"),
+        (84, None, 1, "84.00 (n = 1)"),
+        (100, 0.0, 2, "100.00 ± 0.00 (n = 2)"),
+    ],
+)
+def test_percent_prints_mean_spread_and_n_as_far_as_known(mean, std, n, text):
+    assert report.percent({"mean": mean, "std": std, "n": n}) == text
+
+
+def cells(markdown):
+    """A Markdown table as rows of cells."""
+    header, rule, *rows = (line.removeprefix("| ").removesuffix(" |").split(" | ") for line in markdown.splitlines())
+    assert set(rule) == {"---"}
+    assert {len(line) for line in (header, rule, *rows)} == {len(header)}
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_the_table_has_the_same_cells_in_markdown_and_csv(ran, row):
+    judge(ran, "one", row)
+    printed = report.write_tables(ran)
+    assert ran.table("md").read_text() == printed
+    with ran.table("csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == cells(printed) == report.table(ran)
+    one, two = cells(printed)
+    blocks = str(len(row.network.parsed()))
+    assert one == {
+        "experiment": "one",
+        "data set": "mnist",
+        "blocks": blocks,
+        "accuracy (%)": "84.17 ± 1.26 (n = 3)",
+        "target (%)": "83.51 ± 0.78 published",
+        "difference": "+0.66",
+        "verdict": "inconclusive",  # 2.9200 * 1.2583 / sqrt(3) = 2.12 around 0.66 is not within 1.5
+        "device": "A GPU, cpu",
+        "seconds a seed": "11",
+    }
+    assert (two["experiment"], two["accuracy (%)"], two["target (%)"], two["verdict"]) == (
+        "two",
+        "not run",
+        "none",
+        "not run",
+    )
+    assert two["difference"] == two["device"] == two["seconds a seed"] == ""
+
+
+def test_without_any_run_every_row_says_not_run(small):
+    for line in cells(report.write_tables(small)):
+        assert (line["accuracy (%)"], line["verdict"]) == ("not run", "not run")
+
+
+def test_a_row_without_a_target_has_no_difference(small):
+    row = config.load(small.params).experiments["two"]
+    for seed, accuracy in ACCURACIES.items():
+        write_run(small, row, seed, accuracy, "two")
+    judge(small, "two", row)
+    line = report.table(small)[1]
+    assert (line["target (%)"], line["difference"], line["verdict"]) == ("none", "", "inconclusive")
+    assert line["accuracy (%)"] == "84.17 ± 1.26 (n = 3)"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]"),
+        ("params.yaml", "margin: 1.5", "margin: 2.5"),
+        ("params.yaml", "One | first", "First"),
+        ("paper.yaml", "mean: 83.51", "mean: 84.51"),
+        ("paper.yaml", "  one: {mean: 83.51, std: 0.78, source: someone}", "  {}"),
+    ],
+)
+def test_a_verdict_from_before_an_edit_counts_as_not_run(ran, row, file, old, new):
+    judge(ran, "one", row)
+    assert report.table(ran)[0]["verdict"] == "inconclusive"
+    text = (ran.root / file).read_text()
+    assert old in text
+    (ran.root / file).write_text(text.replace(old, new))
+    line = report.table(ran)[0]
+    assert (line["accuracy (%)"], line["difference"], line["verdict"]) == ("not run", "", "not run")
+
+
+def test_a_cell_cannot_break_the_table():
+    text = report.markdown(["a", "b"], [["x | y", "two\nlines"]])
+    assert text == "| a | b |\n| --- | --- |\n| x \\| y | two lines |\n"
+
+
+# What a person reads
+
+
+def test_the_sentence_names_measured_target_rule_and_outcome(ran, row):
+    assert report.sentence(judge(ran, "one", row)) == (
+        "one: test accuracy in percent 84.17 ± 1.26 (n = 3), on A GPU, cpu, 33 s of training\n"
+        "target:  83.51 ± 0.78, published: Someone, Table 1\n"
+        "rule:    the 90 % interval of (measured - target) lies within ±1.5 points (TOST at 0.05)\n"
+        "verdict: inconclusive: the interval is [-1.46, +2.78]"
+    )
+
+
+def test_the_sentence_of_a_row_without_a_target(ran, row):
+    ran.paper.write_text("sources: {}\ntargets: {}\n")
+    text = report.sentence(judge(ran, "one", row))
+    assert "\ntarget:  none\n" in text
+    assert text.endswith("\nverdict: inconclusive: no published or reference value to compare with")
+
+
+def test_the_overview_names_what_a_row_is_needs_and_costs(small, row):
+    for seed, accuracy in {3: 84.0, 4: 85.0}.items():
+        write_run(Layout(small.root, "results"), row, seed, accuracy)
+    report.write_reference("one", row, Layout(small.root, "results"), "2 cores, no GPU")
+    text = report.overview(small)
+    assert "One \\| first" in text
+    one, two = cells(text.replace("\\|", "/"))
+    assert one == {
+        "experiment": "one",
+        "what": "One / first",
+        "data set": "mnist",
+        "blocks": row.network.blocks,
+        "needs": "CUDA",
+        "seeds": "3",
+        "cost a seed": "14 s on 2 cores, no GPU",
+        "published (%)": "83.51 ± 0.78",
+        "reference (%)": "84.50 ± 0.71 (n = 2)",
+    }
+    assert (two["needs"], two["cost a seed"], two["published (%)"], two["reference (%)"]) == (
+        "CPU",
+        "not run",
+        "none",
+        "not run",
+    )
+    assert two["blocks"] == "8 8P 8"
+
+
+# The reference
+
+
+def with_reference(small, name="two", accuracies=((3, 84.0), (4, 85.0))):
+    project, row = Layout(small.root, "results"), config.load(small.params).experiments[name]
+    for seed, accuracy in accuracies:
+        write_run(project, row, seed, accuracy, name)
+    return report.write_reference(name, row, project, "2 cores, no GPU")
+
+
+def test_a_reference_written_is_the_target_read(small):
+    assert "two" not in targets.read_targets(small.paper, small.reference)
+    entry = with_reference(small)
+    found = targets.read_targets(small.paper, small.reference)["two"]
+    assert (found.kind, found.mean, found.n) == ("reference", 84.5, 2)
+    assert found.std == statistics.stdev([84.0, 85.0])
+    assert found.source == "results/reference.json: `ffrepro reference two` on 2 cores, no GPU, ffrepro 0.1.0"
+    assert report.percent(entry) == "84.50 ± 0.71 (n = 2)"
+    written = targets.read_references(small.reference)["two"]
+    assert (written.seeds, written.values, written.seconds) == ((3, 4), (84.0, 85.0), 13.5)
+    row = config.load(small.params).experiments["two"]
+    assert written.row == record.text_hash(config.training_parameters(row))
+
+
+def test_a_reference_of_one_seed_has_no_spread(small):
+    text = small.params.read_text()
+    assert "reference_seeds: [3, 4]" in text
+    small.params.write_text(text.replace("reference_seeds: [3, 4]", "reference_seeds: [3]"))
+    assert report.percent(with_reference(small, accuracies=[(3, 84.0)])) == "84.00 (n = 1)"
+    found = targets.read_targets(small.paper, small.reference)["two"]
+    assert (found.std, found.n) == (None, 1)
+    assert "84.00 (n = 1)" in report.overview(small)
+
+
+def test_a_reference_leaves_the_others_alone(small):
+    with_reference(small)
+    before = record.read_json(small.reference)
+    with_reference(small, "one", [(3, 90.0), (4, 91.0)])
+    assert record.read_json(small.reference)["two"] == before["two"]
+    with_reference(small, "two", [(3, 70.0), (4, 71.0)])
+    after = record.read_json(small.reference)
+    assert after["one"]["values"] == [90.0, 91.0]
+    assert after["two"]["values"] == [70.0, 71.0]
+
+
+def test_a_published_value_goes_before_a_reference(small):
+    with_reference(small, "one", [(3, 90.0), (4, 91.0)])
+    assert targets.read_targets(small.paper, small.reference)["one"].kind == "published"
+
+
+def test_a_reference_takes_exactly_its_declared_seeds(small):
+    with_reference(small)
+    write_run(Layout(small.root, "results"), config.load(small.params).experiments["two"], 5, 99.0, "two")
+    assert one_line(with_reference, small).startswith("results/two: run 5 is of no declared seed (3, 4)")
+    assert targets.read_references(small.reference)["two"].values == (84.0, 85.0)
+
+
+ENTRY = {
+    "seeds": [3, 4],
+    "values": [84.0, 85.0],
+    "mean": 84.5,
+    "std": statistics.stdev([84.0, 85.0]),
+    "seconds": 1.0,
+    "row": "0" * 64,
+    "command": "ffrepro reference two",
+    "machine": "2 cores",
+    "ffrepro": "0.1.0",
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"two": 3}',
+        *(
+            json.dumps({"two": {**ENTRY, **change}})
+            for change in (
+                {"mean": 84.6},
+                {"std": 0.5},
+                {"std": None},
+                {"values": [84.0]},
+                {"values": []},
+                {"values": [84.0, "85.0"]},
+                {"values": [84.0, 185.0]},
+                {"seeds": [3, 3]},
+                {"more": 1},
+            )
+        ),
+    ],
+)
+def test_a_reference_that_does_not_add_up_is_refused(small, content):
+    record.write_json({"two": ENTRY}, small.reference)
+    assert targets.read_targets(small.paper, small.reference)["two"].mean == 84.5
+    small.reference.write_text(content)
+    line = "reference.json: not what `ffrepro reference` writes; restore the committed file"
+    assert one_line(targets.read_targets, small.paper, small.reference) == line
+    assert one_line(with_reference, small, "one") == line
+    assert small.reference.read_text() == content
+
+
+# paper.yaml
+
+
+def test_the_papers_values_are_read(root, small):
+    assert targets.read_paper(small.paper) == {
+        "one": targets.Target(kind="published", mean=83.51, std=0.78, n=None, source="Someone, Table 1")
+    }
+    assert targets.read_paper(root / "paper.yaml")["cifar10"].mean == 83.51
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("source: someone}", "source: nobody}", "targets.one.source: given 'nobody'; allowed: someone"),
+        ("source: someone}", "source: 3}", "targets.one.source: given 3; allowed: text"),
+        (
+            "std: 0.78",
+            "sd: 0.78, std: 1",
+            "targets.one.sd: given an unknown key (did you mean std?); allowed: mean, std, source",
+        ),
+        ("mean: 83.51", "mean: 835.1", "targets.one.mean: given 835.1; allowed: a number, at least 0, at most 100"),
+        ("mean: 83.51", "mean: '83.51'", "targets.one.mean: given '83.51'; allowed: a number, at least 0, at most 100"),
+        ("mean: 83.51", "mean: .nan", "targets.one.mean: given nan; allowed: a number, at least 0, at most 100"),
+        ("std: 0.78, ", "", "targets.one.std: given nothing; allowed: a number, at least 0, at most 100"),
+        (
+            "sources:",
+            "source: 1\nsources:",
+            "source: given an unknown key (did you mean sources?); allowed: sources, targets",
+        ),
+        (
+            "  one: {mean: 83.51, std: 0.78, source: someone}",
+            "  one: 83.51",
+            "targets.one: given 83.51; allowed: a mapping of",
+        ),
+        ("  one: {", "  One: {", "targets.One: given 'One'; allowed: text like 'cifar10-quick'"),
+        (PAPER, "", "given nothing; allowed: a mapping of sources, targets"),
+        (PAPER, "a: [", "line 1: not valid YAML 1.2: "),
+    ],
+)
+def test_a_mistake_in_paper_yaml_is_one_line(small, old, new, line):
+    assert old in PAPER
+    small.paper.write_text(PAPER.replace(old, new))
+    assert one_line(targets.read_paper, small.paper).startswith(f"paper.yaml: {line}")
+
+
+def test_every_unknown_source_has_its_line(small):
+    small.paper.write_text(PAPER.replace("someone}", "nobody}") + "  two: {mean: 1, std: 1, source: anybody}\n")
+    with pytest.raises(UserError) as caught:
+        targets.read_paper(small.paper)
+    assert str(caught.value).splitlines() == [
+        "paper.yaml: targets.one.source: given 'nobody'; allowed: someone",
+        "paper.yaml: targets.two.source: given 'anybody'; allowed: someone",
+    ]
+
+
+def test_a_missing_paper_yaml_is_one_line_and_a_missing_reference_is_none(small):
+    small.paper.unlink()
+    assert one_line(targets.read_paper, small.paper).startswith("paper.yaml: no such file; ")
+    assert targets.read_references(small.reference) == {}
+
+
+def test_spread_by_hand():
+    assert targets.spread([1.0, 2.0, 3.0, 6.0]) == {
+        "mean": 3.0,
+        "std": pytest.approx(2.1602, abs=1e-4),  # sqrt((4 + 1 + 0 + 9) / 3)
+        "n": 4,
+        "values": [1.0, 2.0, 3.0, 6.0],
+    }
+
+
+def test_report_and_verdict_need_no_torch():
+    code = (
+        "import sys, ffrepro.report, ffrepro.verdict; print(sorted({'torch', 'dvc', 'sklearn'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -296,9 +296,9 @@ def _sources(remote: Remote, mirror: str | None, offline: bool) -> list[tuple[st
     sources = []
     if mirror:
         base = mirror.rstrip("/")
-        sources.append((base, False))
-        if remote.name not in remote.contents:
-            sources.append((f"{base}/{remote.name}", True))
+        if remote.name not in remote.contents:  # not packed at all, like SVHN's: one form
+            sources.append((base, False))
+        sources.append((f"{base}/{remote.name}", True))
     if not offline:
         sources.append((remote.url, True))
     return sources

@@ -22,6 +22,12 @@ class MachineError(UserError):
     exit_code = 5
 
 
+class InterruptedByUser(UserError):  # noqa: N818  # not an error of anybody
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
 def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> None:
     """Raise UserError for a name that is none of those there are, with the nearest one."""
     names = list(there_are)

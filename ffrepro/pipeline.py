@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, Params
-from ffrepro.errors import EXIT_CODE_FILE, UserError
+from ffrepro.errors import EXIT_CODE_FILE, InterruptedByUser, UserError
 from ffrepro.layout import Layout
 
 NO_GIT = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
@@ -54,13 +54,27 @@ def repro(project: Layout, stage: str, settings: dict[str, str]) -> None:
         if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
             Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
             env["DVC_SYSTEM_CONFIG_DIR"] = scratch
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", "repro", stage], cwd=project.root, env=env, stdout=sys.stderr, check=False
-        )
-        if done.returncode:
+        if _call(["dvc", "repro", stage], project, env):
             error = UserError(f"{stage}: a stage failed; its own line stands above")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
+
+
+def _call(module: list[str], project: Layout, env: dict[str, str]) -> int:
+    """Run a module of Python with arguments in the project; its exit code. What it prints goes to stderr.
+
+    Ctrl-C reaches the child too: it is waited for, so that it ends in order, and then told of as an error.
+    """
+    interrupted = False
+    with subprocess.Popen([sys.executable, "-m", *module], cwd=project.root, env=env, stdout=sys.stderr) as process:
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+    if interrupted:
+        raise InterruptedByUser("interrupted; the same command goes on from the last checkpoint")
+    return process.returncode
 
 
 def train_references(project: Layout, name: str, row: Experiment, settings: dict[str, str]) -> None:
@@ -72,12 +86,7 @@ def train_references(project: Layout, name: str, row: Experiment, settings: dict
     for stage, *arguments in stages:
         if stage == "train" and (project.run(name, int(arguments[1])) / "record.json").exists():
             continue  # `report.collect` compares its parameters with the row's
-        done = subprocess.run(
-            [sys.executable, "-m", f"pipelines.{stage}", *arguments],
-            cwd=project.root,
-            env=environment(project, settings),
-        )
-        if done.returncode:
+        if code := _call([f"pipelines.{stage}", *arguments], project, environment(project, settings)):
             error = UserError(f"reference: the stage {stage} of {name} failed; its own line stands above")
-            error.exit_code = done.returncode
+            error.exit_code = code
             raise error

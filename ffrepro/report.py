@@ -9,7 +9,7 @@ from ffrepro import config, record
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Target, read_paper, read_references, read_targets, spread
+from ffrepro.targets import Target, measured, read_paper, read_references, read_targets, spread, target_of
 
 NOT_RUN = "not run"
 
@@ -81,7 +81,7 @@ def table(project: Layout) -> list[dict[str, str]]:
     targets = read_targets(project.paper, project.reference)
     rows = []
     for name, row in config.load(project.params).experiments.items():
-        target = targets.get(name)
+        target = target_of(targets, name, row)
         against = target.model_dump() if target else None
         cells = {
             "experiment": name,
@@ -181,7 +181,7 @@ def write_reference(name: str, row: Experiment, project: Layout, machine: str) -
         "mean": accuracy["mean"],
         "std": accuracy["std"],
         "seconds": sum(run["record"]["seconds"] for run in runs) / len(runs),
-        "row": record.text_hash(training_parameters(row)),
+        "row": measured(row),
         "command": f"ffrepro reference {name}",
         "machine": machine,
         "ffrepro": runs[0]["record"]["ffrepro"],

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from ffrepro import record
-from ffrepro.config import Name, Section, Seeds, checked, impossible, read_yaml
+from ffrepro.config import Experiment, Name, Section, Seeds, checked, impossible, read_yaml, training_parameters
 from ffrepro.errors import UserError
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -45,7 +45,7 @@ class Reference(Section):
     mean: Percent
     std: Percent | None = Field(description="None for one seed.")
     seconds: float = Field(description="Training time a seed, mean.")
-    row: str = Field(description="Hash of the row's training parameters, record.text_hash.")
+    row: str = Field(description="What it was measured of, `measured`.")
     command: str
     machine: str
     ffrepro: str
@@ -70,13 +70,27 @@ class Target(Section):
     std: Percent | None
     n: int | None
     source: str
+    row: str | None = Field(description="What a reference was measured of, `measured`; None for a published value.")
+
+
+def measured(row: Experiment) -> str:
+    """Hash of what a row's accuracy depends on: a reference of something else must not be compared with."""
+    return record.text_hash(f"{training_parameters(row)} {row.evaluation.vote}")
+
+
+def target_of(targets: Mapping[str, Target], name: str, row: Experiment) -> Target | None:
+    """The row's target; none where the reference was measured with other parameters than the row's."""
+    target = targets.get(name)
+    return target if target and target.row in (None, measured(row)) else None
 
 
 def read_paper(path: Path) -> dict[str, Target]:
     """The published values by row. Raises UserError in one line for each mistake in the file."""
     paper = checked(Paper, read_yaml(path), path.name)
     return {
-        name: Target(kind="published", mean=value.mean, std=value.std, n=None, source=paper.sources[value.source])
+        name: Target(
+            kind="published", mean=value.mean, std=value.std, n=None, source=paper.sources[value.source], row=None
+        )
         for name, value in paper.targets.items()
     }
 
@@ -101,6 +115,7 @@ def read_targets(paper: Path, reference: Path) -> Mapping[str, Target]:
             std=value.std,
             n=len(value.values),
             source=f"results/reference.json: `{value.command}` on {value.machine}, ffrepro {value.ffrepro}",
+            row=value.row,
         )
         for name, value in read_references(reference).items()
     }

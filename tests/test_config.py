@@ -485,7 +485,7 @@ PLACES = ["seeds", "defaults", "experiments", "experiments.small", "experiments.
 PLACES += [f"{top}.{key}" for top in ("defaults", "experiments.wide") for key in config.Experiment.model_fields]
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(place=st.sampled_from(PLACES), value=ANYTHING)
 def test_nothing_that_stands_anywhere_ends_in_a_traceback(sound, tmp_path_factory, place, value):
     path = tmp_path_factory.getbasetemp() / "params.yaml"

@@ -7,12 +7,8 @@ from pathlib import Path
 
 import pytest
 
-DOCUMENTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    *sorted(f"docs/{p.name}" for p in Path("docs").glob("*.md")),
-]
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])]
 
 
 def test_the_result_table_is_what_ffrepro_list_prints(root):
@@ -50,3 +46,14 @@ def test_every_command_in_the_readme_exists(root):
             [sys.executable, "-m", "ffrepro", command, "--help"], capture_output=True, cwd=root, check=False
         )
         assert done.returncode == 0, command
+
+
+def test_cifar10_quick_states_the_measured_reference(root):
+    from ffrepro import report
+    from ffrepro.targets import read_references
+
+    reference = read_references(root / "results" / "reference.json")["cifar10-quick"]
+    measured = report.percent({**reference.model_dump(), "n": len(reference.values)})
+    text = (root / "docs" / "cifar10-quick.md").read_text()
+    assert f"**{measured} %**" in text
+    assert f"{reference.seconds / 60:.1f} minutes of training a seed" in text

@@ -2,7 +2,12 @@
 
 import ast
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,7 +112,7 @@ def ran(done):
 def shrink(project):
     project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
     project.edit("params.yaml", "blocks: 32 64P 64 64", "blocks: 4 8P")
-    project.edit("params.yaml", "epochs: 20", "epochs: 1")
+    project.edit("params.yaml", "epochs: 20\n", "epochs: 1\n")
     assert project.run("ffrepro", "params", "graph").returncode == 0
 
 
@@ -183,7 +188,7 @@ def test_a_row_that_needs_cuda_says_so_in_one_line(project):
 
 
 def test_bad_parameters_stop_everything_before_it_runs(project):
-    project.edit("params.yaml", "epochs: 20", "epochs: many")
+    project.edit("params.yaml", "epochs: 20\n", "epochs: many\n")
     line = "params.yaml: experiments.digits.training.epochs: given 'many'; allowed: "
     for command in (("ffrepro", "reproduce", "cifar10-quick"), ("python", "-m", "pipelines.check", "digits")):
         done = project.run(*command)
@@ -199,3 +204,31 @@ def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
     assert (
         "cifar-10-python.tar.gz: official source not asked (offline); name a folder or URL that has it" in done.stderr
     )
+
+
+def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(project):
+    shrink(project)
+    project.edit("params.yaml", "epochs: 1\n", "epochs: 60\n")
+    command = [sys.executable, "-m", "ffrepro", "reproduce", "digits"]
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    process = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (project.root / "checkpoints" / "digits-0.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything that the command started
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.endswith("ffrepro: interrupted; the same command goes on from the last checkpoint\n")
+    again = project.run("ffrepro", "reproduce", "digits")
+    assert "digits-0.pt: going on after epoch" in again.stderr
+    assert "verdict: " in again.stdout

@@ -80,7 +80,7 @@ def ran(small, row):
 
 def judge(project, name, row):
     """What the stages report and verdict do."""
-    target = targets.read_targets(project.paper, project.reference).get(name)
+    target = targets.target_of(targets.read_targets(project.paper, project.reference), name, row)
     result = verdict(report.summarise(name, row, project, target), row.verdict)
     record.write_json(result, project.verdict(name))
     return result
@@ -181,6 +181,7 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
         "std": 0.78,
         "n": None,
         "source": "Someone, Table 1",
+        "row": None,
     }
     assert json.loads(json.dumps(summary)) == summary
 
@@ -355,7 +356,16 @@ def test_a_reference_written_is_the_target_read(small):
     written = targets.read_references(small.reference)["two"]
     assert (written.seeds, written.values, written.seconds) == ((3, 4), (84.0, 85.0), 13.5)
     row = config.load(small.params).experiments["two"]
-    assert written.row == record.text_hash(config.training_parameters(row))
+    assert written.row == targets.measured(row)
+
+
+@pytest.mark.parametrize(("section", "field", "value"), [("training", "lr", 0.5), ("evaluation", "vote", "all")])
+def test_a_reference_of_other_parameters_is_no_target(small, section, field, value):
+    with_reference(small)
+    known, row = targets.read_targets(small.paper, small.reference), config.load(small.params).experiments["two"]
+    assert targets.target_of(known, "two", row) == known["two"]
+    edited = row.model_copy(update={section: getattr(row, section).model_copy(update={field: value})})
+    assert targets.target_of(known, "two", edited) is None
 
 
 def test_a_reference_of_one_seed_has_no_spread(small):
@@ -440,7 +450,7 @@ def test_a_reference_that_does_not_add_up_is_refused(small, content):
 
 def test_the_papers_values_are_read(root, small):
     assert targets.read_paper(small.paper) == {
-        "one": targets.Target(kind="published", mean=83.51, std=0.78, n=None, source="Someone, Table 1")
+        "one": targets.Target(kind="published", mean=83.51, std=0.78, n=None, source="Someone, Table 1", row=None)
     }
     assert targets.read_paper(root / "paper.yaml")["cifar10"].mean == 83.51
 

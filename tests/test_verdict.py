@@ -165,7 +165,7 @@ def test_exit_codes():
 # Random cases: 1 to 6 seeds, near and far, against published values and references
 
 
-def cases(count=300):
+def cases(count=250):
     generator = np.random.default_rng(20231130)
     for _ in range(count):
         theirs = generator.normal(80, generator.uniform(0.1, 1), generator.integers(2, 7))

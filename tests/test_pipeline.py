@@ -111,7 +111,7 @@ def ran(done):
 
 def shrink(project):
     project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
-    project.edit("params.yaml", "blocks: 32 64P 64 64", "blocks: 4 8P")
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
     project.edit("params.yaml", "epochs: 20\n", "epochs: 1\n")
     assert project.run("ffrepro", "params", "graph").returncode == 0
 

@@ -206,7 +206,7 @@ def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, mo
 
 def test_killed_training_ends_in_the_same_weights(project):
     """The train stage itself, killed at random moments of three epochs, then left to finish."""
-    project.edit("params.yaml", "blocks: 32 64P 64 64", "blocks: 8 16P 16 16")
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])
     folder, checkpoint = project.root / "runs" / "digits" / "0", project.root / "checkpoints" / "digits-0.pt"
     undisturbed = (folder / "weights.safetensors").read_bytes()

@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from ffrepro import config, data, determinism
 
 ROOT = Path(__file__).parent.parent
 determinism.switch_on()
+# A shell's background job ignores Ctrl-C, and so would what the tests start from one: give it its meaning back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ class Geometry(NamedTuple):
     affine: Tensor  # (N, 6) int32: PIL's inverse rotation in 16.16 fixed point
     flip: Tensor  # (N,) bool: mirror left and right, before the crop
 
-    def rows(self, rows: slice) -> "Geometry":
+    def rows(self, rows: Tensor | slice) -> "Geometry":
         return Geometry(self.shift[rows], self.affine[rows], self.flip[rows])
 
     def to(self, device: torch.device) -> "Geometry":

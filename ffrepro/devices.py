@@ -1,5 +1,6 @@
 """Which device a command computes on, and what to say when a row needs one that is not here."""
 
+import ctypes
 import os
 
 import torch
@@ -8,6 +9,7 @@ from ffrepro.config import Experiment, Params, experiment
 from ffrepro.errors import MachineError, UserError
 from ffrepro.progress import duration
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt(3)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -31,7 +33,23 @@ def choose(given: str | None = None) -> torch.device:
         torch.set_num_threads(int(threads))
     if word == "cuda" and not torch.cuda.is_available():
         raise MachineError("device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu")
-    return torch.device("cuda" if word != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if word != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_pages()
+    return device
+
+
+def keep_pages() -> None:
+    """Let glibc keep the memory that tensors give back: a fifth of a CPU step went into fresh, zeroed pages.
+
+    Without glibc nothing happens, and nothing depends on it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 << 20)):
+        mallopt(option, value)
 
 
 def require(params: Params, name: str, given: str | None = None) -> None:

@@ -9,7 +9,7 @@ from ffrepro.augment import normalise
 from ffrepro.config import Experiment
 from ffrepro.data import DATASETS
 from ffrepro.goodness import goodness
-from ffrepro.network import Network
+from ffrepro.network import Network, autocast
 
 IMAGES = 100  # images a pass, each under every label: fixed, so that the same weights give the same bits
 
@@ -18,27 +18,24 @@ IMAGES = 100  # images a pass, each under every label: fixed, so that the same w
 def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> Tensor:
     """Goodness of every image under every label at every block, in eval mode (running statistics).
 
-    images: (N, C, H, W) uint8. Returns (N, classes, blocks) float32 on the same device.
+    images: (N, C, H, W) uint8. Returns (N, classes, blocks) float32 on the same device. The first block sees an image
+    once for all labels (`Network.under_every_label`); autocast casts each weight once for all passes.
     """
     source = DATASETS[experiment.data.name]
     mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
-    labels = torch.arange(experiment.classes, device=images.device)
     training = network.training
     network.eval()
     rows = []
     with autocast(images.device, experiment.training.precision):
         for batch in torch.split(images, IMAGES):
-            n = len(batch)
-            repeated = normalise(batch, mean, std).repeat_interleave(len(labels), 0)
-            activations = network(repeated, labels.repeat(n))
-            rows.append(torch.stack([goodness(h) for h in activations], 1).view(n, len(labels), -1))
+            h = network.under_every_label(normalise(batch, mean, std))
+            table = [goodness(h)]
+            for block in network.blocks[1:]:
+                h = block(h)
+                table.append(goodness(h))
+            rows.append(torch.stack(table, 1).view(len(batch), experiment.classes, -1))
     network.train(training)
     return torch.cat(rows)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The arithmetic of a row: convolutions in `precision`, everything that adds up in float32."""
-    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 def predictions(table: Tensor, vote: str) -> Tensor:

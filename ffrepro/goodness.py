@@ -3,8 +3,11 @@
 Everything here is a formula on tensors: no parameters, no state, no device.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn.functional import softplus
 
 
@@ -14,7 +17,28 @@ def goodness(activation: Tensor) -> Tensor:
     activation: (B, ...) block output, after pooling. Returns (B,) float32.
     Source: the authors' code (a mean; Hinton 2022, section 2, sums).
     """
-    return activation.float().square().mean(tuple(range(1, activation.ndim)))
+    result: Tensor = _MeanSquare.apply(activation)  # type: ignore[no-untyped-call]  # torch's own gap
+    return result
+
+
+class _MeanSquare(Function):
+    """g = mean h^2 and dh = 2 g' h / n: autograd's bits in float32, and no float32 copy of a half-precision block."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor) -> Tensor:
+        ctx.save_for_backward(activation)
+        every = tuple(range(1, activation.ndim))
+        if activation.dtype == torch.float32:
+            return activation.square().mean(every)
+        norm: Tensor = torch.linalg.vector_norm(activation, dim=every, dtype=torch.float32)  # reads it once
+        return norm.square() / activation[0].numel()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (activation,) = ctx.saved_tensors
+        scale = 2 * (gradient / activation[0].numel()).view(-1, *[1] * (activation.ndim - 1))
+        product: Tensor = activation * scale
+        return product.to(activation.dtype)
 
 
 def symba_loss(positive: Tensor, negative: Tensor, alpha: float) -> Tensor:

@@ -51,7 +51,7 @@ class TrainingProgress:
         if self.bar:
             self.bar.stop()
 
-    def step(self, epoch: int, step: int, _: object) -> None:
+    def step(self, epoch: int, step: int) -> None:
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=epoch * self.steps + step + 1)
 

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-NUMBERS = ("augment", "data", "determinism", "goodness", "negatives", "network", "randomness", "training")
+NUMBERS = (
+    "augment",
+    "data",
+    "determinism",
+    "engine",
+    "goodness",
+    "negatives",
+    "network",
+    "randomness",
+    "step",
+    "training",
+)
 """The modules whose source decides a training's numbers: a checkpoint of other code is not resumed."""
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro.network import Block, Network
+from ffrepro.network import Block, Network, autocast
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -93,3 +93,43 @@ def test_generators_are_keyed_by_seed_purpose_and_epoch():
     keys = [(0, "order", 0), (1, "order", 0), (0, "order", 1), (0, "wrong labels", 0)]
     assert len({draws(*key) for key in keys}) == len(keys)
     assert draws(0, "order", 0) == draws(0, "order", 0)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_folded_norm_is_the_same_function_with_the_same_gradients(pool):
+    """In float32 arithmetic: scale and shift taken into the convolution change nothing but the rounding."""
+    torch.manual_seed(0)
+    blocks = [Block(16, 8, (6, 6), pool=pool, norm="batch") for _ in range(2)]
+    with torch.no_grad():
+        blocks[0].norm.weight.uniform_(-1, 2)
+        blocks[0].norm.bias.uniform_(-1, 1)
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    x = torch.randn(5, 16, 6, 6)
+    expected, folded = blocks[0].conv(blocks[0].norm(x)), blocks[1]._folded(x)
+    torch.testing.assert_close(folded, expected)
+    weight = torch.randn_like(expected)
+    for y in (expected, folded):
+        (y * weight).sum().backward()
+    for a, b in zip(blocks[0].parameters(), blocks[1].parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad)
+    for a, b in zip(blocks[0].buffers(), blocks[1].buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("precision", "channels", "norm", "learns_below", "folds"),
+    [
+        ("bfloat16", 16, "batch", False, True),
+        ("bfloat16", 16, "batch", True, False),
+        ("bfloat16", 4, "batch", False, False),
+        ("bfloat16", 16, "layer", False, False),
+        ("float16", 16, "batch", False, False),
+        ("float32", 16, "batch", False, False),
+    ],
+)
+def test_norm_is_folded_in_bfloat16_where_nothing_below_learns(precision, channels, norm, learns_below, folds):
+    block = Block(channels, 8, (4, 4), pool=False, norm=norm)
+    with autocast(torch.device("cpu"), precision):
+        assert block._folds(torch.randn(2, channels, 4, 4, requires_grad=learns_below)) is folds
+        block.eval()
+        assert not block._folds(torch.randn(2, channels, 4, 4))

@@ -2,6 +2,7 @@
 
 nox -s tests            the test suite
 nox -s reproduce -- ROW a row of params.yaml, end to end
+nox -s bench -- ROW     what training and evaluation cost here
 nox -s dev              .venv with everything, for daily use
 nox -s lint, types, slow, lock
 """
@@ -48,6 +49,13 @@ def reproduce(session: nox.Session) -> None:
     """Reproduce a row: nox -s reproduce -- digits."""
     install(session, "run")
     session.run("ffrepro", "reproduce", *(session.posargs or ["digits"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure plain loop and engine side by side; arguments go to `ffrepro bench`."""
+    install(session, "run")
+    session.run("ffrepro", "bench", *session.posargs)
 
 
 @nox.session

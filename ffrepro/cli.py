@@ -32,13 +32,18 @@ MirrorOption = Annotated[
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask no official source.", envvar="FFREPRO_OFFLINE")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.", envvar="FFREPRO_DEVICE")]
+FastOption = Annotated[
+    bool,
+    typer.Option("--fast", help="CUDA kernels picked by timing: quicker, not repeatable.", envvar="FFREPRO_FAST"),
+]
 NameArgument = Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")]
 
 
-def _settings(device: Device, mirror: str | None, offline: bool) -> dict[str, str]:
+def _settings(device: Device, mirror: str | None, offline: bool, fast: bool = False) -> dict[str, str]:
     if mirror and "://" not in mirror:
         mirror = str(Path(mirror).resolve())  # stages run in the project's root
-    settings = {"FFREPRO_DEVICE": device.value, "FFREPRO_OFFLINE": "1" if offline else ""}
+    switches = {"FFREPRO_OFFLINE": offline, "FFREPRO_FAST": fast}
+    settings = {"FFREPRO_DEVICE": device.value, **{name: "1" if on else "" for name, on in switches.items()}}
     return settings | ({"FFREPRO_MIRROR": mirror} if mirror else {})
 
 
@@ -63,6 +68,7 @@ def reproduce(
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
+    fast: FastOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
 ) -> None:
     """Run a row's part of the DVC graph and print its verdict.
@@ -81,7 +87,7 @@ def reproduce(
         from ffrepro import devices
 
         devices.require(params, name, device.value)
-    pipeline.repro(project, f"verdict@{name}", _settings(device, mirror, offline))
+    pipeline.repro(project, f"verdict@{name}", _settings(device, mirror, offline, fast))
     report.write_tables(project)
     result = record.read_json(project.verdict(name))
     print(json.dumps(result) if as_json else report.sentence(result))
@@ -139,6 +145,45 @@ def reference(
     pipeline.train_references(project, name, row, _settings(device, mirror, offline))
     value = report.write_reference(name, row, project, machine)
     print(f"{name}: {report.percent(value)}, {value['seconds']:.0f} s a seed")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")] = "cifar10",
+    blocks: Annotated[str | None, typer.Option(help='Other blocks than the row\'s, e.g. "128P 128 256P".')] = None,
+    batch: Annotated[int | None, typer.Option(help="Another batch size than the row's.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Another precision than the row's.")] = None,
+    device: DeviceOption = Device.auto,
+    fast: FastOption = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps, or evaluations, a measurement.")] = 4,
+    growth: Annotated[bool, typer.Option(help="Also how cost grows with batch, width, blocks, seeds.")] = True,
+    machine: Annotated[str, typer.Option(help="The machine's class, for the table.")] = "machine class not given",
+    output: Annotated[Path | None, typer.Option(help="FOLDER/NAME: write NAME.json and NAME.md there.")] = None,
+) -> None:
+    """Measure what the row costs here: plain loop and engine side by side, floor, peak memory, growth."""
+    import shlex
+
+    from ffrepro import bench, config, devices, layout
+    from ffrepro.progress import say
+
+    row = config.experiment(config.load(layout.find().params), name)
+    values = {"network.blocks": blocks, "training.batch": batch, "training.precision": precision}
+    row = config.changed(row, values, "bench")
+    result = bench.run(
+        row,
+        devices.choose(device.value).type,
+        machine,
+        shlex.join(["ffrepro", *sys.argv[1:]]),
+        rounds=rounds,
+        steps=steps,
+        fast=fast,
+        growth=growth,
+        say=say,
+    )
+    print(bench.table(result), end="")
+    if output:
+        bench.write(result, output)
 
 
 @params_app.command()

@@ -394,6 +394,22 @@ def experiment(params: Params, name: str) -> Experiment:
     return params.experiments[name]
 
 
+def changed(row: Experiment, values: Mapping[str, object], where: str = "given values") -> Experiment:
+    """The row with other values by their paths, such as {"training.batch": 128}; None leaves what is there.
+
+    Checked like params.yaml; `where` stands in the messages in place of its name.
+    """
+    content = row.model_dump(mode="json")
+    for path, value in values.items():
+        if value is not None:
+            *sections, key = path.split(".")
+            place = content
+            for section in sections:
+                place = place[section]
+            place[key] = value
+    return checked(Experiment, content, where)
+
+
 def canonical(model: BaseModel) -> str:
     """The model as JSON text that is the same for equal models: the form that is written, tracked and hashed."""
     return json.dumps(model.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"

@@ -39,6 +39,11 @@ def choose(given: str | None = None) -> torch.device:
     return device
 
 
+def fast() -> bool:
+    """Whether FFREPRO_FAST asks for CUDA kernels that are picked by timing and do not repeat bit for bit."""
+    return os.environ.get("FFREPRO_FAST", "") not in ("", "0")
+
+
 def keep_pages() -> None:
     """Let glibc keep the memory that tensors give back: a fifth of a CPU step went into fresh, zeroed pages.
 

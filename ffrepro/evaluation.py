@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ffrepro import record
 from ffrepro.augment import normalise
 from ffrepro.config import Experiment
-from ffrepro.data import DATASETS
+from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
 from ffrepro.network import Network, autocast
 
@@ -67,4 +68,14 @@ def metrics(table: Tensor, labels: Tensor, vote: str) -> dict[str, Any]:
         "images": len(labels),
         "blocks": block_accuracies(table, labels),
         "votes": {choice: accuracy(predictions(table, choice), labels) for choice in votes},
+    }
+
+
+def evaluate(network: Network, test: Split, experiment: Experiment) -> dict[str, Any]:
+    """`metrics` of a network on a test split on its device, with the hashes of what they were made from."""
+    table = goodness_table(network, test.images, experiment).cpu()
+    return {
+        **metrics(table, test.labels.cpu(), experiment.evaluation.vote),
+        "weights": record.tensors_hash(network.state_dict()),
+        "goodness_table": record.tensors_hash({"goodness": table}),
     }

@@ -1,5 +1,6 @@
 """What ran, on what, from what: hashes of tensors and code, the environment, and files that are whole or absent."""
 
+import csv
 import hashlib
 import json
 import os
@@ -71,7 +72,8 @@ def environment(device: "torch.device") -> dict[str, Any]:
         }
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return facts | {"machine": platform.machine()}
+    kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"
+    return facts | {"kernels": kernels, "machine": platform.machine()}
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
@@ -95,12 +97,28 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         raise UserError(f"{path.name}: cannot be written: {why}; free some space or rights and run again") from None
 
 
+def write_bytes(content: bytes, path: Path) -> None:
+    write(path, lambda part: part.write_bytes(content))
+
+
 def write_text(text: str, path: Path) -> None:
-    write(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_bytes(text.encode(), path)
 
 
 def write_json(content: object, path: Path) -> None:
     write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """One line a row under the first row's keys."""
+
+    def writer(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+
+    write(path, writer)
 
 
 def read_json(path: Path) -> Any:
@@ -122,7 +140,7 @@ def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
 
     digest = tensors_hash(tensors)
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"sha256": digest})
-    write(path, lambda part: part.write_bytes(content))
+    write_bytes(content, path)
     return digest
 
 

@@ -1,9 +1,6 @@
 """Row and data set -> weights, history and record of one seed."""
 
-import csv
 import sys
-from pathlib import Path
-from typing import Any
 
 from ffrepro import config, data, determinism, devices, errors, layout, record, training
 from ffrepro.progress import TrainingProgress, say
@@ -13,7 +10,7 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     project = layout.Layout(layout.find().root, runs)
     row = config.read_experiment(project.experiment(name))
     devices.require(config.load(project.params), name)
-    determinism.switch_on()
+    determinism.switch_on(fast=devices.fast())
     device = devices.choose()
     train, _ = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
@@ -30,17 +27,10 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
             finished=progress.finished,
         )
     weights = record.write_tensors(network.state_dict(), folder / "weights.safetensors")
-    record.write(folder / "history.csv", lambda part: write_csv(history, part))
+    record.write_csv(history, folder / "history.csv")
     facts = training.run_record(name, row, int(seed), train, weights, history, device)
     record.write_json(facts, folder / "record.json")
     checkpoint.unlink()
-
-
-def write_csv(history: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
 
 
 if __name__ == "__main__":

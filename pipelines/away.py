@@ -1,0 +1,144 @@
+"""A row's seed on a borrowed machine, piece by piece, and home again.
+
+For a machine that has torch, torchvision, NumPy and Pydantic, no installed ffrepro, minutes at a time, and a narrow way
+back. There, with the row's checked form (`python -m pipelines.check ROW`) and the data set's files beside the source:
+
+    python -m pipelines.away run ROW SEED --scratch DIR --out DIR --mirror DIR [--minutes 9] [--curve]
+
+trains until the minutes are used up, keeps its checkpoint in scratch, exits with code 75, and is called again until the
+training is complete: it goes on to the same bits. `out` then holds what must travel, in files of 15 MiB at most. Home:
+
+    python -m pipelines.away bring DIR ROW SEED
+
+makes of it what the train and evaluate stages would have written, and refuses what does not fit the record.
+"""
+
+import argparse
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffrepro import config, data, determinism, errors, evaluation, layout, record, training
+from ffrepro.errors import UserError
+
+PART = 15 * 2**20  # bytes a file
+PAUSED = 75  # exit code: to be called again (EX_TEMPFAIL)
+KEPT = ("history.csv", "record.json", "metrics.json")
+
+
+class Pause(Exception):  # noqa: N818  # not an error
+    """The minutes are used up after a whole epoch."""
+
+
+def run(options: argparse.Namespace) -> int:
+    project, deadline = layout.find(), time.monotonic() + 60 * options.minutes
+    row = config.read_experiment(project.experiment(options.row))
+    determinism.switch_on(fast=options.fast)
+    device = torch.device(options.device)
+    downloads, checkpoint = options.scratch / "downloads", options.scratch / f"{options.row}-{options.seed}.pt"
+    data.fetch(row.data.name, downloads, mirror=options.mirror, offline=True, say=say)
+    train, test = data.read(row.data.name, downloads)
+    train, held_out = data.held_out(train, row.data.held_out)
+    watched = test if options.curve else held_out if row.data.held_out else None
+    history: list[dict[str, Any]] = []
+
+    def finished(entry: dict[str, Any]) -> None:
+        say("  ".join(f"{name} {value:.6g}" for name, value in entry.items()))
+        history.append(entry)
+        longest = max(one["seconds"] for one in history)
+        if entry["epoch"] < row.training.epochs and time.monotonic() + 1.5 * longest > deadline:
+            raise Pause
+
+    try:
+        network, whole = training.train(
+            row,
+            options.seed,
+            train.to(device),
+            watched.to(device) if watched else None,
+            checkpoint=checkpoint,
+            say=say,
+            finished=finished,
+        )
+    except Pause:
+        record.write_csv(history, options.out / "history-of-this-piece.csv")
+        say(f"paused after epoch {history[-1]['epoch']} of {row.training.epochs}: call again")
+        return PAUSED
+    if options.curve:  # a diagnostic: it chooses nothing
+        whole = [{name.replace("held_out", "test"): value for name, value in entry.items()} for entry in whole]
+    metrics = evaluation.evaluate(network, test.to(device), row)
+    facts = training.run_record(options.row, row, options.seed, train, metrics["weights"], whole, device)
+    record.write_csv(whole, options.out / "history.csv")
+    record.write_json(metrics, options.out / "metrics.json")
+    file = io.BytesIO()
+    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, file)
+    content = file.getvalue()
+    for number, start in enumerate(range(0, len(content), PART)):
+        record.write_bytes(content[start : start + PART], options.out / f"weights-{number:02}")
+    record.write_json(facts, options.out / "record.json")
+    checkpoint.unlink(missing_ok=True)
+    say(f"complete: {metrics['accuracy']:.2f} %")
+    return 0
+
+
+def bring(options: argparse.Namespace) -> int:
+    project, source = layout.Layout(layout.find().root, options.runs), options.folder
+    row, folder = config.read_experiment(project.experiment(options.row)), project.run(options.row, options.seed)
+    facts, metrics = (record.read_json(source / name) for name in ("record.json", "metrics.json"))
+    found = {"experiment": facts.get("experiment"), "seed": facts.get("seed"), "parameters": facts.get("parameters")}
+    parameters = record.text_hash(config.training_parameters(row))
+    for name, mine in {"experiment": options.row, "seed": options.seed, "parameters": parameters}.items():
+        if found[name] != mine:
+            raise UserError(f"{source}/record.json: {name} is {found[name]!r}, not {mine!r}; it is of another run")
+    parts = sorted(source.glob("weights-*"))
+    if not parts:
+        raise UserError(
+            f"{source}: no weights-00, weights-01, ... there; bring the whole folder of a complete training"
+        )
+    try:
+        weights = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
+    except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
+        raise UserError(f"{source}: weights-*: not whole ({type(error).__name__}); bring all parts again") from None
+    if {record.tensors_hash(weights), metrics.get("weights")} != {facts.get("weights")}:
+        raise UserError(f"{source}: weights, metrics.json and record.json are not of one training; bring all again")
+    record.write_tensors(weights, folder / "weights.safetensors")
+    for name in KEPT:
+        record.write_bytes((source / name).read_bytes(), folder / name)
+    print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {folder.relative_to(project.root)}")
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(*arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.away", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    there = commands.add_parser("run", help="train there, piece by piece")
+    there.set_defaults(command=run)
+    there.add_argument("row")
+    there.add_argument("seed", type=int)
+    there.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
+    there.add_argument("--out", type=Path, required=True, help="folder that comes back")
+    there.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
+    there.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    there.add_argument("--mirror", help="folder with the data set in torchvision's layout")
+    there.add_argument("--curve", action="store_true", help="test accuracy after each epoch, as a diagnostic")
+    there.add_argument("--fast", action="store_true", help="kernels picked by timing: quicker, not repeatable")
+    home = commands.add_parser("bring", help="make a run of what came back")
+    home.set_defaults(command=bring)
+    home.add_argument("folder", type=Path)
+    home.add_argument("row")
+    home.add_argument("seed", type=int)
+    home.add_argument("--runs", default="runs", help="runs, or results for a reference (default: runs)")
+    options = parser.parse_args(arguments)
+    code: int = options.command(options)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

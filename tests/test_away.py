@@ -1,0 +1,132 @@
+"""A training on a borrowed machine, piece by piece, ends in the very files that the stages here would have made."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.away import PART, PAUSED
+
+NOT_THERE = ("dvc", "rich", "ruamel", "safetensors", "typer", "PIL", "sklearn", "scipy")
+
+BARE = """
+import importlib.abc, runpy, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"{{name}} is not on the borrowed machine", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.argv = ["away", *{arguments}]
+runpy.run_module("pipelines.away", run_name="__main__")
+"""
+
+
+def away(project, *arguments, absent=NOT_THERE):
+    """The script in a process that cannot import what the borrowed machine lacks."""
+    return subprocess.run(
+        [sys.executable, "-c", BARE.format(absent=set(absent), arguments=list(arguments))],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(project.root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def pieces(project, row, seed, *options, absent=NOT_THERE):
+    """Call it until the training is complete; how often it paused, and the folder that comes back."""
+    out, scratch = project.root / "out", project.root / "scratch"
+    for paused in range(20):
+        done = away(
+            project,
+            *("run", row, str(seed), "--scratch", str(scratch), "--out", str(out)),
+            *("--device", "cpu", "--minutes", "0", *options),
+            absent=absent,
+        )
+        if done.returncode == 0:
+            return paused, out
+        assert done.returncode == PAUSED, done.stderr
+    raise AssertionError("never complete")
+
+
+@pytest.fixture
+def shrunken(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 3")
+    project.stages(["check", "digits"])
+    return project
+
+
+def test_pieces_make_the_files_of_the_stages(shrunken):
+    # scikit-learn holds the digits, so it is there, and SciPy with it
+    paused, out = pieces(shrunken, "digits", 0, absent=set(NOT_THERE) - {"sklearn", "scipy"})
+    assert paused == 2
+    assert all(file.stat().st_size <= PART for file in out.iterdir())
+    done = shrunken.run("python", "-m", "pipelines.away", "bring", "out", "digits", "0")
+    assert done.returncode == 0, done.stderr
+    folder = shrunken.root / "runs" / "digits" / "0"
+    brought = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert brought.keys() == {"weights.safetensors", "history.csv", "record.json", "metrics.json"}
+    shutil.rmtree(folder)
+    threads = {"FFREPRO_THREADS": "1"}
+    shrunken.stages(["prepare", "digits"])
+    for stage in ("train", "evaluate"):
+        assert shrunken.run("python", "-m", f"pipelines.{stage}", "digits", "0", **threads).returncode == 0
+    for name in ("weights.safetensors", "metrics.json"):
+        assert brought[name] == (folder / name).read_bytes()
+    mine, theirs = json.loads((folder / "record.json").read_text()), json.loads(brought["record.json"])
+    assert {**mine, "seconds": None} == {**theirs, "seconds": None}
+
+
+def test_real_images_with_nothing_but_torch_numpy_and_pydantic(project):
+    mirror = os.environ.get("FFREPRO_MIRROR", "")
+    if not (Path(mirror) / "MNIST" / "raw").is_dir():
+        pytest.skip("FFREPRO_MIRROR names no folder with MNIST/raw")
+    project.edit("params.yaml", "      name: mnist\n", "      name: mnist\n      held_out: 59000\n")
+    project.edit("params.yaml", "blocks: 64 128P 128 128 128 256P 256 256 256 512P 512 512", "blocks: 4P 4P 4")
+    project.edit("params.yaml", "  epochs: 200", "  epochs: 2")
+    project.edit("params.yaml", "precision: float16", "precision: bfloat16")
+    project.stages(["check", "mnist"])
+    paused, out = pieces(project, "mnist", 0, "--mirror", mirror, "--curve")
+    assert paused == 1
+    header = (out / "history.csv").read_text().splitlines()[0].split(",")
+    assert header[-3:] == ["test_1", "test_2", "test_3"]
+    assert json.loads((out / "metrics.json").read_text())["images"] == 10_000
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("other seed", "seed is 0, not 1; it is of another run"),
+        ("other row", "parameters is '"),
+        ("no weights", "no weights-00"),
+        ("cut weights", "weights-*: not whole"),
+        ("other metrics", "are not of one training"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
+    _, out = pieces(shrunken, "digits", 0, "--minutes", "9", absent=())
+    seed = "0"
+    if what == "other seed":
+        seed = "1"
+    elif what == "other row":
+        shrunken.edit("params.yaml", "      epochs: 3", "      epochs: 4")
+        shrunken.stages(["check", "digits"])
+    elif what == "no weights":
+        (out / "weights-00").unlink()
+    elif what == "cut weights":
+        (out / "weights-00").write_bytes((out / "weights-00").read_bytes()[:-100])
+    else:
+        content = json.loads((out / "metrics.json").read_text())
+        (out / "metrics.json").write_text(json.dumps({**content, "weights": "0" * 64}))
+    done = shrunken.run("python", "-m", "pipelines.away", "bring", "out", "digits", seed)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr
+    assert not (shrunken.root / "runs" / "digits" / seed).exists()

@@ -1,0 +1,74 @@
+"""The benchmark counts the work rightly and measures what it says it does. Nothing here depends on time."""
+
+import json
+
+import pytest
+import torch
+
+from ffrepro import bench
+from ffrepro.config import changed
+
+
+def test_work_of_the_two_networks_is_what_the_convolutions_add_up_to(params):
+    """Forward: 0.269 and 0.531 billion multiply-adds an image and label, by hand from the table of blocks."""
+    small = changed(params.experiments["cifar10"], {"network.blocks": "128P 128 256P 256 256 512P"})
+    forward = {"small": 0, "large": 0}
+    for name, row in {"small": small, "large": params.experiments["cifar10"]}.items():
+        one = changed(row, {"training.update": "layer-wise"})
+        forward[name] = bench.work(one)[0] / 2 / 2 / 2  # both halves; forward and weights; multiply and add
+    assert forward["small"] == pytest.approx(0.269e9, rel=0.005)
+    assert forward["large"] == pytest.approx(0.531e9, rel=0.005)
+
+
+def test_work_of_two_blocks_by_hand(row):
+    chosen = row(blocks="3P 5", precision="float32")  # digits: 1 + 1 channels of 8x8
+    first, second = 2 * 9 * 2 * 3 * 64, 2 * 9 * 3 * 5 * 16
+    even = 2 * first + 3 * second  # window (0 1): block 1 also needs its input's gradient
+    odd = 2 * first  # window (0); block 1 waits
+    operations, moved = bench.work(chosen)
+    assert operations == 2 * (even + odd) / 2
+    assert moved == 4 * 2 * 4 * (3 * 64 * 2 + 5 * 16) / 2
+
+
+def test_variants_are_sound_rows_and_end_in_the_row_itself(params):
+    row = params.experiments["cifar10"]
+    found = list(bench.variants(row))
+    assert {axis for axis, _, _ in found} == {"batch", "width", "blocks"}
+    for axis in ("batch", "width", "blocks"):
+        assert [one for name, _, one in found if name == axis][-1] == row
+
+
+@pytest.mark.parametrize("what", list(bench.CASES))
+def test_every_case_runs_in_this_process(row, what):
+    case = {
+        "what": what,
+        "device": "cpu",
+        "fast": False,
+        "threads": 1,
+        "steps": 2,
+        "row": row(blocks="4P 4", batch=4).model_dump(mode="json"),
+    }
+    result = bench.measure(case)
+    names = {"flops_per_second", "bytes_per_second"} if what == "rates" else {"images_per_second", "peak_mib"}
+    assert result.keys() == names
+    assert all(value > 0 for value in result.values())
+    assert torch.get_num_threads() == 1
+
+
+def test_bench_writes_its_table_and_its_numbers(project):
+    command = ["ffrepro", "bench", "digits", "--blocks", "4P 4", "--batch", "4", "--rounds", "2", "--steps", "2"]
+    done = project.run(*command, "--no-growth", "--device", "cpu", "--machine", "a test", "--output", "results/bench/x")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((project.root / "results" / "bench" / "x.json").read_text())
+    assert (project.root / "results" / "bench" / "x.md").read_text() == done.stdout == bench.table(result)
+    assert result["ratio"]["training"]["n"] == 2
+    plain, engine = (result["measured"][f"{who} training"]["images_per_second"] for who in ("plain", "engine"))
+    ratio = result["ratio"]["training"]
+    assert engine["min"] / plain["max"] <= ratio["min"] <= ratio["max"] <= engine["max"] / plain["min"]
+    assert result["command"].startswith("ffrepro bench digits --blocks '4P 4'")
+
+
+def test_a_wrong_option_is_one_line_before_anything_is_measured(project):
+    done = project.run("ffrepro", "bench", "digits", "--batch", "100000")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("ffrepro: bench: training.batch: given 100000; allowed: a whole number, at least 2")

@@ -11,17 +11,14 @@ import pytest
 
 from pipelines.away import PART, PAUSED
 
-NOT_THERE = ("dvc", "rich", "ruamel", "safetensors", "typer", "PIL", "sklearn", "scipy")
+NOT_THERE = ("dvc", "rich", "ruamel", "safetensors", "typer", "sklearn", "scipy")  # Pillow comes with torchvision
 
 BARE = """
-import importlib.abc, runpy, sys
+import runpy, sys
+from importlib.machinery import PathFinder
 
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent}:
-            raise ModuleNotFoundError(f"{{name}} is not on the borrowed machine", name=name)
-
-sys.meta_path.insert(0, Absent())
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {absent} else find(name, *rest)
 sys.argv = ["away", *{arguments}]
 runpy.run_module("pipelines.away", run_name="__main__")
 """
@@ -53,6 +50,11 @@ def pieces(project, row, seed, *options, absent=NOT_THERE):
             return paused, out
         assert done.returncode == PAUSED, done.stderr
     raise AssertionError("never complete")
+
+
+def test_what_is_blocked_cannot_be_imported(project):
+    done = away(project, "--help", absent={"numpy", "torch"})
+    assert "No module named 'torch'" in done.stderr
 
 
 @pytest.fixture

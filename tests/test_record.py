@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ffrepro import record
+from ffrepro import determinism, record
 from ffrepro.errors import UserError
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -355,3 +355,12 @@ def test_the_environment_names_no_user_host_or_path(root):
     text = json.dumps(facts)
     private = {socket.gethostname(), Path.home().name, root.name, os.environ.get("USER"), "/", "\\"} - {None, ""}
     assert not [name for name in private if name in text]
+
+
+def test_a_record_names_fast_kernels():
+    determinism.switch_on(fast=True)
+    try:
+        assert record.environment(torch.device("cpu"))["kernels"] == "fast"
+    finally:
+        determinism.switch_on()
+    assert record.environment(torch.device("cpu"))["kernels"] == "deterministic"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ffrepro import __version__
 from ffrepro.config import SHAPES, Experiment, changed
 from ffrepro.errors import UserError
+from ffrepro.report import markdown
 
 if TYPE_CHECKING:
     import torch
@@ -341,35 +342,32 @@ def _brief(what: str, result: dict[str, float]) -> str:
 def table(result: dict[str, Any]) -> str:
     """The benchmark as Markdown."""
     measured, precision = result["measured"], result["precision"]
-    lines = [
-        f"`{result['command']}`",
-        "",
-        f"{result['machine']}; medians of {result['rounds']} rounds (smallest to largest); ffrepro "
-        f"{result['ffrepro']}, torch {result['torch']}. Network {result['blocks']}, batch {result['batch']}; plain "
-        f"loop in {precision['plain']}, engine in {precision['engine']} with {result['kernels']} kernels.",
-        "",
-        "| | plain, images/s | engine, images/s | ratio | plain, peak MiB | engine, peak MiB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    contest = []
     for what in ("training", "evaluation"):
         both = [measured[f"{who} {what}"] for who in ("plain", "engine")]
-        cells = [_cell(one["images_per_second"], ".1f") for one in both] + [_cell(result["ratio"][what], ".2f")]
-        lines.append(f"| {what} | {' | '.join(cells + [format(one['peak_mib']['median'], '.0f') for one in both])} |")
+        speeds = [_cell(one["images_per_second"], ".1f") for one in both]
+        peaks = [f"{one['peak_mib']['median']:.0f}" for one in both]
+        contest.append([what, *speeds, _cell(result["ratio"][what], ".2f"), *peaks])
+    grown = [
+        [one["axis"], one["value"], _cell(one["images_per_second"], ".1f"), f"{one['peak_mib']['median']:.0f}"]
+        for one in result["growth"]
+    ]
     seconds, floor = result["seconds_per_epoch"], result["floor_seconds_per_epoch"]
     rates = {name: value["median"] / 1e9 for name, value in measured["rates"].items()}
-    lines += [
-        "",
+    parts = [
+        f"`{result['command']}`\n",
+        f"{result['machine']}; medians of {result['rounds']} rounds (smallest to largest); ffrepro "
+        f"{result['ffrepro']}, torch {result['torch']}. Network {result['blocks']}, batch {result['batch']}; plain "
+        f"loop in {precision['plain']}, engine in {precision['engine']} with {result['kernels']} kernels.\n",
+        markdown(("", "plain, images/s", "engine, images/s", "ratio", "plain, peak MiB", "engine, peak MiB"), contest),
         f"An epoch of {result['images_per_epoch']} images: plain {seconds['plain']:.1f} s, engine "
         f"{seconds['engine']:.1f} s. Floor: {floor['operations']:.1f} s for the convolutions' operations at "
         f"{rates['flops_per_second']:.0f} GFLOP/s, measured on matrix products; {floor['memory']:.1f} s for their "
-        f"outputs and gradients at {rates['bytes_per_second']:.1f} GB/s, measured on copying.",
+        f"outputs and gradients at {rates['bytes_per_second']:.1f} GB/s, measured on copying.\n",
     ]
-    if result["growth"]:
-        lines += ["", "| engine, training | | images/s | peak MiB |", "| --- | --- | --- | --- |"]
-    for one in result["growth"]:
-        speed, peak = _cell(one["images_per_second"], ".1f"), f"{one['peak_mib']['median']:.0f}"
-        lines.append(f"| {one['axis']} | {one['value']} | {speed} | {peak} |")
-    return "\n".join(lines) + "\n"
+    if grown:
+        parts.append(markdown(("engine, training", "", "images/s", "peak MiB"), grown))
+    return "\n".join(parts)
 
 
 def _cell(spread: dict[str, float], digits: str) -> str:

@@ -121,6 +121,38 @@ def fetch(
     print(f"{name}: {state}; licence: {data.DATASETS[name].licence}")
 
 
+@app.command()
+def evaluate(
+    name: NameArgument,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; can be repeated.", min=0)] = None,
+    runs: Annotated[str, typer.Option(help="Folder of the runs: runs, or results for the committed ones.")] = "runs",
+    precision: Annotated[str | None, typer.Option(help="Another precision than the row's.")] = None,
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Evaluate trained weights on the test split again and print each block's accuracy; no run is changed."""
+    from ffrepro import config, data, determinism, devices, evaluation, layout, pipeline, record, training
+
+    project = layout.Layout(layout.find().root, runs)
+    row = config.changed(
+        config.read_experiment(project.experiment(name)), {"training.precision": precision}, "evaluate"
+    )
+    determinism.switch_on()
+    chosen = devices.choose(device.value)
+    if not project.data(row.data.name).exists():
+        pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
+    test = data.load(project.data(row.data.name))[1].to(chosen)
+    there = [int(folder.name) for folder in project.experiment(name).parent.iterdir() if folder.name.isdecimal()]
+    for one in seed or sorted(there):
+        path = project.run(name, one) / "weights.safetensors"
+        network = training.build(row, one, chosen)
+        training.load_weights(network, record.read_tensors(path), path)
+        metrics = evaluation.evaluate(network, test, row)
+        blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
+        print(f"{name}-{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}")
+
+
 @app.command("report")
 def report_tables() -> None:
     """Write report/table.md and report/table.csv from the verdicts that are there; the rest says "not run"."""

@@ -77,16 +77,20 @@ def _call(module: list[str], project: Layout, env: dict[str, str]) -> int:
     return process.returncode
 
 
+def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments: str) -> None:
+    """One stage by itself, past DVC. Raises UserError with the exit code of a stage that fails."""
+    if code := _call([f"pipelines.{stage}", *arguments], project, environment(project, settings)):
+        error = UserError(f"the stage {stage} of {arguments[0]} failed; its own line stands above")
+        error.exit_code = code
+        raise error
+
+
 def train_references(project: Layout, name: str, row: Experiment, settings: dict[str, str]) -> None:
     """Run check, prepare, train and evaluate for the row's reference seeds, with `results` as the folder of the
     runs."""
-    stages = [["check", name, "results"], ["prepare", row.data.name]]
+    run_stage(project, settings, "check", name, "results")
+    run_stage(project, settings, "prepare", row.data.name)
     for seed in row.verdict.reference_seeds:
-        stages += [["train", name, str(seed), "results"], ["evaluate", name, str(seed), "results"]]
-    for stage, *arguments in stages:
-        if stage == "train" and (project.run(name, int(arguments[1])) / "record.json").exists():
-            continue  # `report.collect` compares its parameters with the row's
-        if code := _call([f"pipelines.{stage}", *arguments], project, environment(project, settings)):
-            error = UserError(f"reference: the stage {stage} of {name} failed; its own line stands above")
-            error.exit_code = code
-            raise error
+        if not (project.run(name, seed) / "record.json").exists():  # `report.collect` compares its parameters
+            run_stage(project, settings, "train", name, str(seed), "results")
+        run_stage(project, settings, "evaluate", name, str(seed), "results")

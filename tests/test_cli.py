@@ -1,5 +1,6 @@
 """The commands as a person types them."""
 
+import json
 import subprocess
 import sys
 
@@ -92,3 +93,34 @@ def test_embedded_data_need_no_fetching(project):
     done = project.run("ffrepro", "fetch", "digits", "--offline")
     assert done.returncode == 0
     assert "embedded, nothing to fetch" in done.stdout
+
+
+def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 1")
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
+    folder = project.root / "runs" / "digits" / "0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    measured = json.loads(before["metrics.json"])
+    done = project.run("ffrepro", "evaluate", "digits")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"digits-0: {measured['accuracy']:.2f} % in float32; blocks ")
+    other = project.run("ffrepro", "evaluate", "digits", "--seed", "0", "--precision", "bfloat16")
+    assert " % in bfloat16; blocks " in other.stdout
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("digits",), "experiment.json: no such file"),
+        (("digits", "--seed", "7"), "weights.safetensors: no such file"),
+        (("digits", "--precision", "float8"), "evaluate: training.precision: given 'float8'; allowed: float32, "),
+    ],
+)
+def test_evaluate_says_in_one_line_what_is_missing(project, options, says):
+    if "--seed" in options or "--precision" in options:
+        project.stages(["check", "digits"])  # `evaluate` prepares the data itself
+    done = project.run("ffrepro", "evaluate", *options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert says in done.stderr

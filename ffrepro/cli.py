@@ -180,6 +180,19 @@ def reference(
 
 
 @app.command()
+def doctor(device: DeviceOption = Device.auto) -> None:
+    """Say what this machine is, what repeats bit for bit on it, and how long each row would take.
+
+    Exit code: 0 all checks are good, 5 one is not. A row that needs a CUDA GPU and finds none is told of, and no fault.
+    """
+    from ffrepro import config, devices, doctor, layout
+
+    project = layout.find()
+    if not doctor.report(config.load(project.params), project, devices.choose(device.value)):
+        raise typer.Exit(5)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")] = "cifar10",
     blocks: Annotated[str | None, typer.Option(help='Other blocks than the row\'s, e.g. "128P 128 256P".')] = None,

@@ -1,0 +1,153 @@
+"""What this machine is, and what will repeat bit for bit on it: everything read back or measured, nothing assumed."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import typer
+
+from ffrepro import __version__, config, determinism, record, training
+from ffrepro.config import Params
+from ffrepro.data import DATASETS, Split
+from ffrepro.layout import Layout
+from ffrepro.progress import duration
+
+GIB = 2**30
+NEEDED_GIB = 2  # CIFAR-10 packed, unpacked and as tensors, a checkpoint and the weights of a row
+
+
+class Finding(NamedTuple):
+    """good: True or False for what was checked, None for a plain fact."""
+
+    what: str
+    found: str
+    good: bool | None = None
+
+
+def findings(params: Params, project: Layout, device: torch.device) -> Iterator[Finding]:
+    """Facts, switches, self-repeat, data, disk, and what each row would take, in the order of a report."""
+    yield Finding("versions", f"ffrepro {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+    yield Finding("packages", ", ".join(f"{name} {version(name)}" for name in ("torchvision", "dvc", "numpy")))
+    yield from _device(device)
+    yield from switches()
+    yield repeats(device)
+    for data in dict.fromkeys(row.data.name for row in params.experiments.values()):
+        yield Finding(f"data {data}", _data_state(data, project))
+    free = shutil.disk_usage(project.root).free / GIB
+    yield Finding("free disk", f"{free:.1f} GiB; {NEEDED_GIB} are needed", free >= NEEDED_GIB)
+    for name, row in params.experiments.items():
+        seconds = training.seconds_per_epoch(row, device) * row.training.epochs
+        seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
+        each = (
+            f"about {duration(seconds)} a seed, {duration(seconds * len(row.seeds))} for {seeds}, from a measured step"
+        )
+        yield Finding(f"row {name}", each, row.requires == "cpu" or device.type == "cuda")
+
+
+def _device(device: torch.device) -> Iterator[Finding]:
+    yield Finding("CPU", f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    if device.type != "cuda":
+        yield Finding("GPU", f"none that PyTorch finds (CUDA {torch.version.cuda} build); rows that need CUDA wait")
+        return
+    gpu = torch.cuda.get_device_properties(device)
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # the newest CUDA that the driver knows
+    facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"
+    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+    yield Finding("GPU", f"{facts}; {libraries}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}")
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def switches() -> Iterator[Finding]:
+    """Each switch of `determinism`, read back where PyTorch keeps it."""
+    backends = torch.backends
+    wanted: list[tuple[str, object, object]] = [
+        ("deterministic algorithms", torch.are_deterministic_algorithms_enabled(), True),
+        ("... as errors, not warnings", not torch.is_deterministic_algorithms_warn_only_enabled(), True),
+        ("cuDNN picks kernels by timing", backends.cudnn.benchmark, False),
+        ("cuDNN deterministic", backends.cudnn.deterministic, True),
+        ("TF32 in convolutions", backends.cudnn.conv.fp32_precision, "ieee"),  # type: ignore[attr-defined]
+        ("TF32 in recurrent layers", backends.cudnn.rnn.fp32_precision, "ieee"),  # type: ignore[attr-defined]
+        ("TF32 in matrix products", backends.cuda.matmul.fp32_precision, "ieee"),
+        ("cuBLAS workspace", os.environ.get("CUBLAS_WORKSPACE_CONFIG"), ":4096:8"),
+    ]
+    for what, found, right in wanted:
+        text = {True: "yes", False: "no"}.get(found, found) if isinstance(found, bool) else found
+        yield Finding(what, str(text), found == right)
+
+
+def repeats(device: torch.device) -> Finding:
+    """Train a small network on random images twice, here and now, and compare all weights."""
+    row = config.Experiment.model_validate(PROBE)
+    generator = torch.Generator().manual_seed(0)
+    n = 4 * row.training.batch
+    images = torch.randint(0, 256, (n, *row.shape), generator=generator, dtype=torch.uint8)
+    data = Split(images, torch.arange(n) % row.classes).to(device)
+    hashes = [record.tensors_hash(training.train(row, 0, data)[0].state_dict()) for _ in range(2)]
+    same = hashes[0] == hashes[1]
+    return Finding("8 steps, twice", f"weights {hashes[0][:12]} and {hashes[1][:12]}", same)
+
+
+PROBE = {
+    "title": "what `repeats` trains",
+    "requires": "cpu",
+    "seeds": [0],
+    "data": {"name": "cifar10", "held_out": 0},
+    "augmentation": {"crop": 4, "rotation": 15, "flip": True},
+    "network": {"blocks": "16P 32P 32 32", "norm": "batch", "label_patch": 1},
+    "training": {
+        "update": "overlapping",
+        "loss": "symba",
+        "alpha": 4,
+        "threshold": 2,
+        "hardness": 1,
+        "epochs": 2,
+        "batch": 32,
+        "lr": 0.001,
+        "schedule": "constant",
+        "precision": "bfloat16",
+    },
+    "evaluation": {"vote": "last"},
+    "verdict": {"reference_seeds": [1], "margin": 1, "alpha": 0.05},
+}
+
+
+def _data_state(name: str, project: Layout) -> str:
+    if project.data(name).exists():
+        return "prepared"
+    contents = DATASETS[name].contents
+    if not contents:
+        return "embedded"
+    there = sum((project.downloads / path).exists() for path in contents)
+    return f"{there} of {len(contents)} files here; `ffrepro fetch {name}` brings and verifies them"
+
+
+def promise(device: torch.device) -> str:
+    """What is promised to be the same, and where, in one sentence."""
+    key = ", ".join(f"{name} {value}" for name, value in record.environment(device).items())
+    return f"The same row and seed give the same weights, bit for bit, wherever all of this is the same: {key}."
+
+
+def report(params: Params, project: Layout, device: torch.device) -> bool:
+    """Print the findings as they come; whether all that was checked is good (a row that needs CUDA aside)."""
+    determinism.switch_on()
+    sound = True
+    for what, found, good in findings(params, project, device):
+        mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[good]
+        typer.secho(mark, fg=colour, nl=False)
+        print(f" {what}: {found}", flush=True)
+        sound &= good is not False or what.startswith("row ")
+    print(promise(device))
+    return sound

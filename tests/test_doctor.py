@@ -1,0 +1,60 @@
+"""`ffrepro doctor` reads back and measures; what is wrong shows."""
+
+import pytest
+import torch
+
+from ffrepro import determinism, doctor
+
+CPU = torch.device("cpu")
+
+
+def test_every_switch_reads_back_as_set():
+    determinism.switch_on()
+    found = list(doctor.switches())
+    assert len(found) == 8
+    assert all(one.good for one in found), [one for one in found if not one.good]
+
+
+@pytest.mark.parametrize(
+    ("what", "undo"),
+    [
+        ("deterministic algorithms", lambda: torch.use_deterministic_algorithms(False)),
+        ("... as errors, not warnings", lambda: torch.use_deterministic_algorithms(True, warn_only=True)),
+        ("cuDNN picks kernels by timing", lambda: setattr(torch.backends.cudnn, "benchmark", True)),
+        ("cuDNN deterministic", lambda: setattr(torch.backends.cudnn, "deterministic", False)),
+        ("TF32 in convolutions", lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")),
+        ("TF32 in matrix products", lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")),
+    ],
+)
+def test_a_switch_that_is_off_shows_and_the_others_do_not(what, undo):
+    determinism.switch_on()
+    try:
+        undo()
+        assert [one.what for one in doctor.switches() if not one.good] == [what]
+    finally:
+        determinism.switch_on()
+
+
+def test_it_trains_twice_to_the_same_weights():
+    one = doctor.repeats(CPU)
+    assert one.good, one
+    assert one == doctor.repeats(CPU)
+
+
+def test_a_training_that_does_not_repeat_shows(monkeypatch):
+    from ffrepro import training
+
+    real, seeds = training.train, iter((0, 1))
+    monkeypatch.setattr(training, "train", lambda row, _, data: real(row, next(seeds), data))
+    assert not doctor.repeats(CPU).good
+
+
+def test_the_report_of_a_machine_without_cuda(project):
+    done = project.run("ffrepro", "doctor", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("ok 8 steps, twice: ") for line in lines)
+    assert any(line.startswith("ok row digits: about ") for line in lines)
+    assert any(line.startswith("NO row cifar10: about ") and " days a seed, " in line for line in lines)
+    assert "-- data digits: embedded" in lines
+    assert lines[-1].startswith("The same row and seed give the same weights, bit for bit, wherever all of this is the")

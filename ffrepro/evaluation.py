@@ -12,7 +12,7 @@ from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
 from ffrepro.network import Network, autocast
 
-IMAGES = 100  # images a pass, each under every label: fixed, so that the same weights give the same bits
+IMAGES = 50  # images a pass, each under every label: fixed, so that the same weights give the same bits
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def fast() -> bool:
 
 
 def keep_pages() -> None:
-    """Let glibc keep the memory that tensors give back: a fifth of a CPU step went into fresh, zeroed pages.
+    """Let glibc keep the memory that tensors give back, or a good part of a CPU step goes into fresh, zeroed pages.
 
     Without glibc nothing happens, and nothing depends on it.
     """

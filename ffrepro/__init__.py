@@ -1,3 +1,23 @@
 """Reproduce The Trifecta (arXiv 2311.18130), Forward-Forward training of deep networks, and prove it."""
 
+import os
+
 __version__ = "0.1.0"
+
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""What the portable profile asks of PyTorch's libraries; they read it when they start."""
+
+
+def portable() -> bool:
+    """Whether FFREPRO_PORTABLE asks for the CPU profile that aims at the same bits on every x86 CPU with AVX2."""
+    return os.environ.get("FFREPRO_PORTABLE", "") not in ("", "0")
+
+
+if portable():
+    os.environ.update(PORTABLE)

@@ -1,9 +1,16 @@
-"""The state of a training after its last whole epoch: saved, and resumed from to the same bits or not at all."""
+"""The state of a training after its last whole epoch: saved, and resumed from to the same bits or not at all.
 
+Each state is also a link of the training's hash chain, so that whoever has the chain can tell whether a state that is
+shown to them, or that they trained themselves, is the one that this training went through.
+"""
+
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,18 +21,45 @@ from ffrepro.negatives import Memory
 from ffrepro.network import Network
 
 
-class Checkpoint:
-    """One file with weights, optimizers' state, memory of margins and history, and the key it belongs to.
+class Link(TypedDict):
+    """What a record keeps of the state after an epoch."""
 
-    key: what must agree to go on from it (parameters, seed, data, code, environment). On CUDA the file is written while
-    the next epoch trains (170 MB for 12 blocks, as long as a good part of an epoch); leaving the context waits for it.
-    Without a path nothing is saved or resumed.
+    epoch: int
+    weights: str  # hash of the network's tensors
+    optimizer: str  # hash of the optimizers' tensors and of the memory of margins
+    link: str  # hash of the link before and of the three above
+
+
+def chained(before: str, epoch: int, weights: str, optimizer: str) -> Link:
+    """The link after an epoch: SHA-256 of "before, epoch, weights, optimizer", each on a line."""
+    link = record.text_hash(f"{before}\n{epoch}\n{weights}\n{optimizer}\n")
+    return {"epoch": epoch, "weights": weights, "optimizer": optimizer, "link": link}
+
+
+class Checkpoint:
+    """One file with weights, optimizers' state, memory of margins, history and chain, and the key it belongs to.
+
+    key: what must agree to go on from it (parameters, seed, data, code, environment). first: the link that the chain
+    starts from. On CUDA a state is hashed and written while the next epoch trains (170 MB for 12 blocks, as long as a
+    good part of an epoch); leaving the context waits for it. Without a path nothing is saved or resumed. keep: every
+    state also stays, as EPOCH.pt in the folder named like the file, for `ffrepro audit`.
     """
 
     def __init__(
-        self, path: Path | None, key: dict[str, str], network: Network, adams: list[Adam], memory: Memory
+        self,
+        path: Path | None,
+        key: dict[str, str],
+        first: str,
+        network: Network,
+        adams: list[Adam],
+        memory: Memory,
+        *,
+        keep: bool = False,
     ) -> None:
         self.path, self.key, self.network, self.adams, self.memory = path, key, network, adams, memory
+        self.first, self.keep = first, keep
+        self.started = now()
+        self.chain: list[Link] = []
         self.device = next(network.parameters()).device
         self.writer = ThreadPoolExecutor(1)
         self.written: Future[None] | None = None
@@ -40,20 +74,19 @@ class Checkpoint:
 
     def save(self, history: list[dict[str, Any]]) -> None:
         """Raises UserError when the file cannot be written (on CUDA, that of the epoch before)."""
-        if not self.path:
-            return
         state = {
             "key": self.key,
+            "started": self.started,
             "network": self.network.state_dict(),
             "optimizers": [adam.state_dict() for adam in self.adams],
             "memory": self.memory._asdict(),
             "history": list(history),
         }
         if self.device.type == "cpu":
-            _write(state, self.path)
+            self._write(state)
         else:
             self._wait()
-            self.written = self.writer.submit(_write, _on_host(state), self.path)
+            self.written = self.writer.submit(self._write, _on_host(state))
 
     def resume(self) -> tuple[list[dict[str, Any]], str]:
         """Take the file's state over, if it is this training's: (history so far, one line about it or "")."""
@@ -67,6 +100,7 @@ class Checkpoint:
             return [], f"{self.path.name}: {why}: not resumed, training starts anew"
         if differs:
             return [], f"{self.path.name}: of other {', '.join(differs)}: not resumed, training starts anew"
+        self.started, self.chain = state["started"], state["chain"]
         self.network.load_state_dict(state["network"])
         for adam, saved in zip(self.adams, state["optimizers"], strict=True):
             adam.load_state_dict(saved)
@@ -79,9 +113,40 @@ class Checkpoint:
         if self.written:
             self.written.result()
 
+    def _write(self, state: dict[str, Any]) -> None:
+        before = self.chain[-1]["link"] if self.chain else self.first
+        weights, optimizer = hashes(state)
+        self.chain = [*self.chain, chained(before, len(state["history"]), weights, optimizer)]
+        if path := self.path:
+            record.write(path, lambda part: torch.save({**state, "chain": self.chain}, part))
+            if self.keep:
+                record.write(kept_state(path, len(self.chain)), lambda part: shutil.copyfile(path, part))
 
-def _write(state: dict[str, Any], path: Path) -> None:
-    record.write(path, lambda part: torch.save(state, part))
+
+def kept_state(path: Path, epoch: int) -> Path:
+    """Where the state after an epoch stays."""
+    return path.with_suffix("") / f"{epoch}.pt"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def hashes(state: dict[str, Any]) -> tuple[str, str]:
+    """(hash of the weights, hash of the optimizers' tensors and the memory) of a checkpoint's state."""
+    moments = [adam["state"] for adam in state["optimizers"]]
+    learned = dict(_tensors({"optimizers": moments, "memory": state["memory"]}))
+    return record.tensors_hash(state["network"]), record.tensors_hash(learned)
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a nested state by its place, such as optimizers.0.3.exp_avg."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def _on_host(value: Any) -> Any:

@@ -148,7 +148,7 @@ def evaluate(
         path = project.run(name, one) / "weights.safetensors"
         network = training.build(row, one, chosen)
         training.load_weights(network, record.read_tensors(path), path)
-        metrics = evaluation.evaluate(network, test, row)
+        metrics = evaluation.evaluate(network, test, row)[1]
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
         print(f"{name}-{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}")
 

@@ -44,6 +44,11 @@ def fast() -> bool:
     return os.environ.get("FFREPRO_FAST", "") not in ("", "0")
 
 
+def keep_states() -> bool:
+    """Whether FFREPRO_KEEP asks for every epoch's state to stay, for `ffrepro audit`."""
+    return os.environ.get("FFREPRO_KEEP", "") not in ("", "0")
+
+
 def keep_pages() -> None:
     """Let glibc keep the memory that tensors give back, or a good part of a CPU step goes into fresh, zeroed pages.
 

@@ -1,6 +1,5 @@
 """What this machine is, and what will repeat bit for bit on it: everything read back or measured, nothing assumed."""
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -72,20 +71,9 @@ def cpu_model() -> str:
 
 def switches() -> Iterator[Finding]:
     """Each switch of `determinism`, read back where PyTorch keeps it."""
-    backends = torch.backends
-    wanted: list[tuple[str, object, object]] = [
-        ("deterministic algorithms", torch.are_deterministic_algorithms_enabled(), True),
-        ("... as errors, not warnings", not torch.is_deterministic_algorithms_warn_only_enabled(), True),
-        ("cuDNN picks kernels by timing", backends.cudnn.benchmark, False),
-        ("cuDNN deterministic", backends.cudnn.deterministic, True),
-        ("TF32 in convolutions", backends.cudnn.conv.fp32_precision, "ieee"),  # type: ignore[attr-defined]
-        ("TF32 in recurrent layers", backends.cudnn.rnn.fp32_precision, "ieee"),  # type: ignore[attr-defined]
-        ("TF32 in matrix products", backends.cuda.matmul.fp32_precision, "ieee"),
-        ("cuBLAS workspace", os.environ.get("CUBLAS_WORKSPACE_CONFIG"), ":4096:8"),
-    ]
-    for what, found, right in wanted:
-        text = {True: "yes", False: "no"}.get(found, found) if isinstance(found, bool) else found
-        yield Finding(what, str(text), found == right)
+    for what, found, right in determinism.switches():
+        text = ("yes" if found else "no") if isinstance(found, bool) else str(found)
+        yield Finding(what, text, found == right)
 
 
 def repeats(device: torch.device) -> Finding:

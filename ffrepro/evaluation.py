@@ -71,11 +71,13 @@ def metrics(table: Tensor, labels: Tensor, vote: str) -> dict[str, Any]:
     }
 
 
-def evaluate(network: Network, test: Split, experiment: Experiment) -> dict[str, Any]:
-    """`metrics` of a network on a test split on its device, with the hashes of what they were made from."""
+def evaluate(network: Network, test: Split, experiment: Experiment) -> tuple[Tensor, dict[str, Any]]:
+    """(goodness table, its `metrics` with the hashes of what they were made from and where) of a test split."""
     table = goodness_table(network, test.images, experiment).cpu()
-    return {
+    return table, {
         **metrics(table, test.labels.cpu(), experiment.evaluation.vote),
         "weights": record.tensors_hash(network.state_dict()),
+        "test_data": record.tensors_hash(test._asdict()),
         "goodness_table": record.tensors_hash({"goodness": table}),
+        "environment": record.environment(test.images.device),
     }

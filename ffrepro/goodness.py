@@ -22,7 +22,7 @@ def goodness(activation: Tensor) -> Tensor:
 
 
 class _MeanSquare(Function):
-    """g = mean h^2 and dh = 2 g' h / n: autograd's bits in float32, and no float32 copy of a half-precision block."""
+    """g = mean h^2 and dh = 2 g' h / n: autograd's bits in float32; of a half-precision block no float32 copy stays."""
 
     @staticmethod
     def forward(ctx: Any, activation: Tensor) -> Tensor:

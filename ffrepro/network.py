@@ -21,6 +21,21 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
+def orthogonal(rows: Tensor) -> Tensor:
+    """The rows (n, m >= n) made orthogonal, one after the other (Gram-Schmidt), each of mean square 1, as N(0, 1) is.
+
+    In Python's floats with correctly rounded sums, so that the bits are the same on every machine.
+    """
+    done: list[list[float]] = []
+    for row in rows.double().tolist():
+        for other in done:
+            share = math.fsum(a * b for a, b in zip(row, other, strict=True)) / len(row)
+            row = [a - share * b for a, b in zip(row, other, strict=True)]
+        length = math.sqrt(math.fsum(a * a for a in row) / len(row))
+        done.append([a / length for a in row])
+    return torch.tensor(done, dtype=torch.float64).float()
+
+
 class Block(nn.Module):
     """Norm, 3x3 convolution without bias, ReLU, and 2x2 max pooling where marked: the unit that has a loss.
 
@@ -74,8 +89,9 @@ class Network(nn.Module):
 
     blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed`
     alone and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer;
-    embedding N(0, 1), one draw a pixel as in the authors' code, or one for each square patch of `label_patch` pixels'
-    side: 3x3 convolutions can read the label off any place of a smooth plane, and deeper blocks gain by it.
+    embedding N(0, 1), one draw a pixel as in the authors' code. With a `label_patch` above 1, one draw for each square
+    patch of that side, and the planes made orthogonal: 3x3 convolutions can read the label off any place of a smooth
+    plane, and deeper blocks gain by it, but ten draws of few numbers lie close together for some labels of some seeds.
     """
 
     blocks: Sequence[Block]  # a ModuleList, which does not know the type of what it holds
@@ -106,6 +122,8 @@ class Network(nn.Module):
     def _initialise(self, seed: int, shape: tuple[int, int, int], patch: int) -> None:
         draws = generator(seed, "initial weights")
         planes = normal((self.embedding.num_embeddings, shape[1] // patch, shape[2] // patch), draws)
+        if patch > 1:
+            planes = orthogonal(planes.flatten(1)).view_as(planes)
         planes = planes.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
         self.embedding.weight.copy_(planes.flatten(1))
         for block in self.blocks:

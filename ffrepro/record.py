@@ -2,13 +2,16 @@
 
 import csv
 import hashlib
+import importlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffrepro import portable
 from ffrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +53,25 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises UserError in one line when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def every_module() -> list[str]:
+    """The names of all modules of the package."""
+    return [path.stem for path in Path(__file__).parent.glob("*.py")]
+
+
+def lock_hash(root: Path) -> str | None:
+    """SHA-256 of the project's locked requirements; None where only the source travelled."""
+    files = sorted((root / "requirements").glob("*.txt"))
+    return text_hash("\0".join(f"{file.name}\0{file.read_text(encoding='utf-8')}" for file in files)) if files else None
+
+
 def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     """SHA-256 of the named modules' source, line ends made alike."""
     folder = Path(__file__).parent
@@ -73,7 +95,35 @@ def environment(device: "torch.device") -> dict[str, Any]:
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"
-    return facts | {"kernels": kernels, "machine": platform.machine()}
+    profile = {"profile": "portable"} if portable() else {}
+    return facts | {"kernels": kernels, "machine": platform.machine()} | profile
+
+
+def joules(device: "torch.device") -> float | None:
+    """What the GPU has consumed since its driver was loaded; None where it does not tell, or on a CPU."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    try:
+        pynvml = importlib.import_module("pynvml")
+    except ImportError:  # a borrowed machine may lack it
+        return None
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1000
+    except pynvml.NVMLError:
+        return None
+
+
+def driver(device: "torch.device") -> str | None:
+    """The version of the GPU's driver, such as 580.95.05; None where it does not tell, or on a CPU."""
+    if device.type != "cuda":
+        return None
+    version = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", version.read_text()) if version.exists() else None
+    return found.group() if found else None
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:
@@ -105,8 +155,25 @@ def write_text(text: str, path: Path) -> None:
     write_bytes(text.encode(), path)
 
 
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(content: object, path: Path) -> None:
-    write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
+    write_text(_json(content), path)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The one text of a record: JSON with its own SHA-256, made without it, as the last entry, `seal`.
+
+    A seal finds damage and careless edits; it is no signature, since whoever changes the rest can make a new one.
+    """
+    content = {name: value for name, value in content.items() if name != "seal"}
+    return _json({**content, "seal": text_hash(_json(content))})
+
+
+def write_sealed(content: dict[str, Any], path: Path) -> None:
+    write_text(sealed(content), path)
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:

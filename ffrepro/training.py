@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ffrepro import __version__, negatives, record
-from ffrepro.checkpoint import Checkpoint
+from ffrepro.checkpoint import Checkpoint, Link, now
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.evaluation import block_accuracies, goodness_table
+from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.step import optimizers
 
@@ -36,6 +37,18 @@ def build(experiment: Experiment, seed: int, device: torch.device) -> Network:
     return network
 
 
+QUICK = 2.0  # seconds of a step up to which it is measured as it is
+
+
+class Trained(NamedTuple):
+    """What a training leaves behind."""
+
+    network: Network
+    history: list[dict[str, Any]]  # one entry an epoch
+    chain: list[Link]  # one link an epoch
+    started: str  # UTC; of the first piece, where it was interrupted
+
+
 def train(
     experiment: Experiment,
     seed: int,
@@ -43,27 +56,31 @@ def train(
     held_out: Split | None = None,
     *,
     checkpoint: Path | None = None,
+    keep: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda *_: None,
     finished: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> tuple[Network, list[dict[str, Any]]]:
-    """Train a row with one seed on the device of `data`: (the network, its history, one entry an epoch).
+) -> Trained:
+    """Train a row with one seed on the device of `data`.
 
     checkpoint: file that is written after every epoch and resumed from, so that an interrupted training goes on to
-    the same bits; one of other parameters, data, code or environment is not resumed, and `say` says so. `progress`
-    gets (epoch, step), `finished` each epoch's entry. Raises UserError when a loss stops being a number.
+    the same bits; one of other parameters, data, code or environment is not resumed, and `say` says so. keep: every
+    epoch's state stays beside it, for an audit. `progress` gets (epoch, step), `finished` each epoch's entry. Raises
+    UserError when a loss stops being a number.
     """
     device, images = data.images.device, len(data.labels) // experiment.training.batch * experiment.training.batch
     network = build(experiment, seed, device)
     adams = optimizers(network, experiment.training)
     memory = negatives.memory(len(data.labels), experiment.classes, device)
-    with Checkpoint(checkpoint, _key(experiment, seed, data), network, adams, memory) as saved:
+    key = _key(experiment, seed, data)
+    first = first_link(key | {"initial weights": record.tensors_hash(network.state_dict())})
+    with Checkpoint(checkpoint, key, first, network, adams, memory, keep=keep) as saved:
         history, line = saved.resume()
         if line:
             say(line)
         engine = Engine(network, adams, memory, data, experiment, say)
         for epoch in range(len(history), experiment.training.epochs):
-            begun = time.perf_counter()
+            begun, joules = time.perf_counter(), record.joules(device)
             loss, separation = engine.epoch(seed, epoch, partial(progress, epoch))
             seconds = time.perf_counter() - begun
             entry: dict[str, Any] = {
@@ -75,13 +92,25 @@ def train(
                     f"separation_{i + 1}": value for i, value in enumerate(separation.tolist()) if not math.isnan(value)
                 },
             }
+            if joules is not None:
+                entry["joules"] = round((record.joules(device) or joules) - joules, 1)
             if held_out is not None:
                 table = goodness_table(network, held_out.images, experiment)
                 entry |= {f"held_out_{i}": value for i, value in block_accuracies(table, held_out.labels).items()}
             history.append(entry)
             saved.save(history)
             finished(entry)
-    return network, history
+    return Trained(network, history, saved.chain, saved.started)
+
+
+def first_link(facts: dict[str, str]) -> str:
+    """Where a training's chain starts: the hash of what it is a training of, whatever machine it runs on.
+
+    facts: parameters, seed, data, code, initial weights.
+    """
+    return record.text_hash(
+        "".join(f"{name}: {value}\n" for name, value in sorted(facts.items()) if name != "environment")
+    )
 
 
 def _key(experiment: Experiment, seed: int, data: Split) -> dict[str, str]:
@@ -104,31 +133,42 @@ def load_weights(network: Network, weights: dict[str, Tensor], path: Path) -> No
 
 
 def run_record(
-    name: str,
-    experiment: Experiment,
-    seed: int,
-    data: Split,
-    weights: str,
-    history: list[dict[str, Any]],
-    device: torch.device,
+    name: str, experiment: Experiment, seed: int, data: Split, trained: Trained, history: Path, project: Layout
 ) -> dict[str, Any]:
-    """The record of one training: what ran, on what, from what. `weights` is their hash; data, the split trained on."""
+    """The record of one training: what ran, on what, from what. data: the split trained on; history: its file.
+
+    Names no user, host or path. `record.write_sealed` writes it, `proof.py` checks it.
+    """
+    device = next(trained.network.parameters()).device
+    joules = [entry["joules"] for entry in trained.history if "joules" in entry]
     return {
         "experiment": name,
         "seed": seed,
         "ffrepro": __version__,
         "code": record.code_hash(),
+        "source": record.code_hash(record.every_module()),
+        "lock": record.lock_hash(project.root),
+        "row": json.loads(training_parameters(experiment)),
         "parameters": record.text_hash(training_parameters(experiment)),
         "data": record.tensors_hash(data._asdict()),
         "initial_weights": record.tensors_hash(build(experiment, seed, torch.device("cpu")).state_dict()),
-        "weights": weights,
+        "chain": trained.chain,
+        "weights": record.tensors_hash(trained.network.state_dict()),
+        "history": record.file_hash(history),
         "environment": record.environment(device),
-        "seconds": round(sum(entry["seconds"] for entry in history), 1),
+        "driver": record.driver(device),
+        "started": trained.started,
+        "ended": now(),
+        "seconds": round(sum(entry["seconds"] for entry in trained.history), 1),
+        "joules": round(sum(joules), 1) if joules else None,
     }
 
 
 def seconds_per_epoch(experiment: Experiment, device: torch.device) -> float:
-    """What an epoch would take on `device`: the time of a step is a + b images, from two sizes measured."""
+    """What an epoch would take on `device`, from measured steps.
+
+    Of few images first, where the time of a step is a + b images; of the row's own batch, where that says it is quick.
+    """
     network = build(experiment, 0, device)
 
     def seconds(batch: int) -> float:
@@ -146,5 +186,8 @@ def seconds_per_epoch(experiment: Experiment, device: torch.device) -> float:
     seconds(small)  # warms up
     a, b = seconds(small), seconds(large)
     image = max(b - a, 0.0) / (large - small)
-    step = max(a - small * image, 0.0)
-    return experiment.steps * (step + experiment.training.batch * image)
+    step = max(a - small * image, 0.0) + experiment.training.batch * image
+    if step < QUICK:
+        seconds(experiment.training.batch)
+        step = seconds(experiment.training.batch)
+    return experiment.steps * step

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             raise Pause
 
     try:
-        network, whole = training.train(
+        trained = training.train(
             row,
             options.seed,
             train.to(device),
@@ -68,17 +68,19 @@ def run(options: argparse.Namespace) -> int:
         say(f"paused after epoch {history[-1]['epoch']} of {row.training.epochs}: call again")
         return PAUSED
     if options.curve:  # a diagnostic: it chooses nothing
-        whole = [{name.replace("held_out", "test"): value for name, value in entry.items()} for entry in whole]
-    metrics = evaluation.evaluate(network, test.to(device), row)
-    facts = training.run_record(options.row, row, options.seed, train, metrics["weights"], whole, device)
-    record.write_csv(whole, options.out / "history.csv")
-    record.write_json(metrics, options.out / "metrics.json")
+        renamed = [{name.replace("held_out", "test"): entry[name] for name in entry} for entry in trained.history]
+        trained = trained._replace(history=renamed)
+    record.write_csv(trained.history, options.out / "history.csv")
+    facts = training.run_record(options.row, row, options.seed, train, trained, options.out / "history.csv", project)
+    table, metrics = evaluation.evaluate(trained.network, test.to(device), row)
+    record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
+    tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}
     file = io.BytesIO()
-    torch.save({name: value.cpu() for name, value in network.state_dict().items()}, file)
+    torch.save({"weights": tensors, "goodness": table}, file)
     content = file.getvalue()
     for number, start in enumerate(range(0, len(content), PART)):
-        record.write_bytes(content[start : start + PART], options.out / f"weights-{number:02}")
-    record.write_json(facts, options.out / "record.json")
+        record.write_bytes(content[start : start + PART], options.out / f"tensors-{number:02}")
+    record.write_sealed(facts, options.out / "record.json")
     checkpoint.unlink(missing_ok=True)
     say(f"complete: {metrics['accuracy']:.2f} %")
     return 0
@@ -93,18 +95,20 @@ def bring(options: argparse.Namespace) -> int:
     for name, mine in {"experiment": options.row, "seed": options.seed, "parameters": parameters}.items():
         if found[name] != mine:
             raise UserError(f"{source}/record.json: {name} is {found[name]!r}, not {mine!r}; it is of another run")
-    parts = sorted(source.glob("weights-*"))
+    parts = sorted(source.glob("tensors-*"))
     if not parts:
         raise UserError(
-            f"{source}: no weights-00, weights-01, ... there; bring the whole folder of a complete training"
+            f"{source}: no tensors-00, tensors-01, ... there; bring the whole folder of a complete training"
         )
     try:
-        weights = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
+        tensors = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
     except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
-        raise UserError(f"{source}: weights-*: not whole ({type(error).__name__}); bring all parts again") from None
-    if {record.tensors_hash(weights), metrics.get("weights")} != {facts.get("weights")}:
+        raise UserError(f"{source}: tensors-*: not whole ({type(error).__name__}); bring all parts again") from None
+    table = record.tensors_hash({"goodness": tensors["goodness"]})
+    if (record.tensors_hash(tensors["weights"]), table) != (facts.get("weights"), metrics.get("goodness_table")):
         raise UserError(f"{source}: weights, metrics.json and record.json are not of one training; bring all again")
-    record.write_tensors(weights, folder / "weights.safetensors")
+    record.write_tensors(tensors["weights"], folder / "weights.safetensors")
+    record.write_tensors({"goodness": tensors["goodness"]}, folder / "goodness.safetensors")
     for name in KEPT:
         record.write_bytes((source / name).read_bytes(), folder / name)
     print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {folder.relative_to(project.root)}")

@@ -1,4 +1,4 @@
-"""Weights and test split -> metrics.json of one seed. The only stage that sees the test split."""
+"""Weights and test split -> one seed's goodness.safetensors and metrics.json. No other stage sees the test split."""
 
 import sys
 
@@ -14,7 +14,10 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     network = training.build(row, int(seed), device)
     training.load_weights(network, weights, folder / "weights.safetensors")
     _, test = data.load(project.data(row.data.name))
-    record.write_json(evaluation.evaluate(network, test.to(device), row), folder / "metrics.json")
+    table, metrics = evaluation.evaluate(network, test.to(device), row)
+    record.write_tensors({"goodness": table}, folder / "goodness.safetensors")
+    chain = record.read_json(folder / "record.json")["chain"]
+    record.write_sealed({**metrics, "link": chain[-1]["link"]}, folder / "metrics.json")
 
 
 if __name__ == "__main__":

@@ -16,20 +16,21 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     train, held_out = data.held_out(train, row.data.held_out)
     checkpoint, folder = project.checkpoint(name, int(seed)), project.run(name, int(seed))
     with TrainingProgress(f"{name}-{seed}", row.training.epochs, row.steps) as progress:
-        network, history = training.train(
+        trained = training.train(
             row,
             int(seed),
             train.to(device),
             held_out.to(device) if row.data.held_out else None,
             checkpoint=checkpoint,
+            keep=devices.keep_states(),
             say=say,
             progress=progress.step,
             finished=progress.finished,
         )
-    weights = record.write_tensors(network.state_dict(), folder / "weights.safetensors")
-    record.write_csv(history, folder / "history.csv")
-    facts = training.run_record(name, row, int(seed), train, weights, history, device)
-    record.write_json(facts, folder / "record.json")
+    record.write_tensors(trained.network.state_dict(), folder / "weights.safetensors")
+    record.write_csv(trained.history, folder / "history.csv")
+    facts = training.run_record(name, row, int(seed), train, trained, folder / "history.csv", project)
+    record.write_sealed(facts, folder / "record.json")
     checkpoint.unlink()
 
 

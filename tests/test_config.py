@@ -270,6 +270,14 @@ def test_one_line_says_where_what_was_given_and_what_is_allowed(sound, tmp_path,
             "defaults.augmentation.crop: given 8; allowed: less than the image's 8 pixels (rows small, wide)",
         ),
         (
+            {"experiments.small.network.label_patch": 3},
+            "experiments.small.network.label_patch: given 3; allowed: 1, 2: what divides 8x8 into 10 patches or more",
+        ),
+        (
+            {"experiments.wide.network.label_patch": 4},
+            "experiments.wide.network.label_patch: given 4; allowed: 1, 2: what divides 8x8 into 10 patches or more",
+        ),
+        (
             {"experiments.wide.evaluation.vote": "last-3"},
             "experiments.wide.evaluation.vote: given 'last-3'; allowed: at most as many blocks as the network has, 2",
         ),

@@ -19,7 +19,7 @@ def test_every_switch_reads_back_as_set():
     ("what", "undo"),
     [
         ("deterministic algorithms", lambda: torch.use_deterministic_algorithms(False)),
-        ("... as errors, not warnings", lambda: torch.use_deterministic_algorithms(True, warn_only=True)),
+        ("... as warnings, not errors", lambda: torch.use_deterministic_algorithms(True, warn_only=True)),
         ("cuDNN picks kernels by timing", lambda: setattr(torch.backends.cudnn, "benchmark", True)),
         ("cuDNN deterministic", lambda: setattr(torch.backends.cudnn, "deterministic", False)),
         ("TF32 in convolutions", lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")),

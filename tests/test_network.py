@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro.network import Block, Network, autocast
+from ffrepro.network import Block, Network, autocast, orthogonal
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -70,10 +70,18 @@ def test_initial_weights_are_the_same_for_every_instruction_set():
     assert hashes == {"3eae9d132c57d1c1e38ce0918e080481edc840f647304a66c77d419bfb01ccdd"}
 
 
-def test_a_label_patch_starts_constant():
-    planes = Network((3, 8, 12), 10, [(4, False)], "batch", 0, label_patch=4).embedding.weight.view(10, 2, 4, 3, 4)
+@pytest.mark.parametrize("seed", range(5))
+def test_label_patches_start_constant_and_the_planes_orthogonal(seed):
+    planes = Network((3, 16, 12), 10, [(4, False)], "batch", seed, label_patch=4).embedding.weight.view(10, 4, 4, 3, 4)
     assert (planes == planes[:, :, :1, :, :1]).all()
-    assert len(planes[:, :, 0, :, 0].unique()) == 10 * 2 * 3
+    patches = planes[:, :, 0, :, 0].flatten(1).double()
+    torch.testing.assert_close(patches @ patches.T / 12, torch.eye(10, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_rows_are_made_orthogonal_by_hand():
+    # (3, 4) has length 5 and becomes (3, 4) / 5 * sqrt(2); what (1, 0) has left of it is (16, -12) / 25
+    made = orthogonal(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+    torch.testing.assert_close(made, torch.tensor([[0.6, 0.8], [0.8, -0.6]]) * 2**0.5)
 
 
 def test_initial_weights_have_pytorchs_distributions():

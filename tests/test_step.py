@@ -64,7 +64,7 @@ def test_step_is_bitwise_the_literal_loop(row, blocks, update, loss, norm):
     )
     data = images(22, (3, 32, 32))
     expected = literal_training(chosen, 7, data, 5)
-    network, _ = train(chosen, 7, data)
+    network, *_ = train(chosen, 7, data)
     assert_same_weights(network, expected)
     assert not torch.equal(network.blocks[0].conv.weight, build(chosen, 7, CPU).blocks[0].conv.weight)
 

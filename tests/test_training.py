@@ -25,9 +25,9 @@ def assert_same_weights(one, other):
 def test_training_repeats_bit_for_bit_and_depends_on_the_seed(row, digits):
     chosen = row(epochs=1, blocks="8 16P 16")
     data = digits[0][torch.arange(200)]
-    first, history = train(chosen, 0, data)
+    first, history, *_ = train(chosen, 0, data)
     assert_same_weights(first, train(chosen, 0, data)[0])
-    other, _ = train(chosen, 1, data)
+    other, *_ = train(chosen, 1, data)
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
     assert [entry["epoch"] for entry in history] == [1]
     assert {"loss_1", "loss_3", "separation_1", "images_per_second", "seconds"} <= history[0].keys()
@@ -36,7 +36,7 @@ def test_training_repeats_bit_for_bit_and_depends_on_the_seed(row, digits):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_trains_and_keeps_float32_weights(row, digits, precision):
     chosen = row(epochs=1, blocks="4 8P", precision=precision)
-    network, history = train(chosen, 0, digits[0][torch.arange(128)])
+    network, history, *_ = train(chosen, 0, digits[0][torch.arange(128)])
     assert {t.dtype for t in network.parameters()} == {torch.float32}
     assert history[0]["loss_2"] < 0.75
 
@@ -44,7 +44,7 @@ def test_half_precision_trains_and_keeps_float32_weights(row, digits, precision)
 @pytest.mark.parametrize("hardness", [0, 2])
 def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path, hardness):
     chosen, data = row(epochs=4, blocks="8 16P 16", hardness=hardness), digits[0][torch.arange(200)]
-    undisturbed, _ = train(chosen, 0, data)
+    undisturbed, *_ = train(chosen, 0, data)
 
     class PowerCutError(Exception):
         pass
@@ -56,7 +56,7 @@ def test_resumed_training_equals_the_undisturbed_one(row, digits, tmp_path, hard
     lines = []
     with pytest.raises(PowerCutError):
         train(chosen, 0, data, checkpoint=tmp_path / "c.pt", progress=cut)
-    resumed, history = train(chosen, 0, data, checkpoint=tmp_path / "c.pt", say=lines.append)
+    resumed, history, *_ = train(chosen, 0, data, checkpoint=tmp_path / "c.pt", say=lines.append)
     assert lines == ["c.pt: going on after epoch 2"]
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
     assert_same_weights(resumed, undisturbed)
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, mo
         torch.set_num_threads(2)
     else:
         path.write_bytes(path.read_bytes()[:-100])
-    resumed, _ = train(chosen, seed, data, checkpoint=path, say=lines.append)
+    resumed, *_ = train(chosen, seed, data, checkpoint=path, say=lines.append)
     assert len(lines) == 1
     assert lines[0].endswith("not resumed, training starts anew")
     assert ("not a whole checkpoint" if what == "torn" else what) in lines[0]

@@ -93,6 +93,12 @@ class Project:
             assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="session")
+def project_in() -> Callable[[Path], Project]:
+    """A project in a folder that a test made: project_in(folder)."""
+    return Project
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)

@@ -7,12 +7,17 @@ from torch import Tensor
 
 from ffrepro import record
 from ffrepro.augment import normalise
-from ffrepro.config import Experiment
+from ffrepro.config import Experiment, changed
 from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
 from ffrepro.network import Network, autocast
 
 IMAGES = 50  # images a pass, each under every label: fixed, so that the same weights give the same bits
+CLOSE = 0.05
+"""Lead, as a share of the winner's goodness, below which a prediction in half precision is made again in float32.
+
+docs/speed.md has the largest rounding that was measured, and how many images are made again.
+"""
 
 
 @torch.no_grad()
@@ -39,13 +44,19 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
     return torch.cat(rows)
 
 
+def voted(table: Tensor, vote: str) -> Tensor:
+    """Goodness averaged over the blocks that vote (last, last-2 .. last-9 or all): (N, classes, blocks) -> (N,
+    classes)."""
+    voters = table.shape[2] if vote == "all" else int(vote.removeprefix("last-")) if vote != "last" else 1
+    return table[:, :, -voters:].mean(2)
+
+
 def predictions(table: Tensor, vote: str) -> Tensor:
     """The label of the highest goodness, averaged over the blocks that vote.
 
     table: (N, classes, blocks); vote: last, last-2 .. last-9 or all. Returns (N,) int64.
     """
-    voters = table.shape[2] if vote == "all" else int(vote.removeprefix("last-")) if vote != "last" else 1
-    return table[:, :, -voters:].mean(2).argmax(1)
+    return voted(table, vote).argmax(1)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
@@ -71,11 +82,39 @@ def metrics(table: Tensor, labels: Tensor, vote: str) -> dict[str, Any]:
     }
 
 
+def close_calls(table: Tensor, vote: str) -> Tensor:
+    """Where the best label leads the second by less than `CLOSE` of its goodness: (N,) bool."""
+    best, second = voted(table, vote).topk(2).values.unbind(1)
+    return best - second < CLOSE * best
+
+
+def exact_table(network: Network, images: Tensor, experiment: Experiment) -> tuple[Tensor, int]:
+    """`goodness_table`, the rows of close calls in float32, and how many those are.
+
+    A row in half precision is evaluated in it, three times as fast, and then once more where rounding could have
+    decided: so the accuracy that counts is float32's.
+    """
+    table, vote = goodness_table(network, images, experiment), experiment.evaluation.vote
+    if experiment.training.precision == "float32":
+        return table, len(images)
+    close = close_calls(table, vote)
+    if close.any():
+        table[close] = goodness_table(network, images[close], in_float32(experiment))
+    return table, int(close.sum())
+
+
+def in_float32(experiment: Experiment) -> Experiment:
+    """The row with its arithmetic in float32."""
+    return changed(experiment, {"training.precision": "float32"})
+
+
 def evaluate(network: Network, test: Split, experiment: Experiment) -> tuple[Tensor, dict[str, Any]]:
     """(goodness table, its `metrics` with the hashes of what they were made from and where) of a test split."""
-    table = goodness_table(network, test.images, experiment).cpu()
+    table, exact = exact_table(network, test.images, experiment)
+    table = table.cpu()
     return table, {
         **metrics(table, test.labels.cpu(), experiment.evaluation.vote),
+        "in_float32": exact,
         "weights": record.tensors_hash(network.state_dict()),
         "test_data": record.tensors_hash(test._asdict()),
         "goodness_table": record.tensors_hash({"goodness": table}),

@@ -191,7 +191,10 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     if run.weights is None:
         yield Rung("goodness", "weights not published: taken from goodness.safetensors", None)
     else:
-        again = _evaluate(run, test, device)
+        slow = device.type == "cpu" and run.row.training.precision == "float16"  # which takes a CPU days
+        row = evaluation.in_float32(run.row) if slow else run.row
+        again = _evaluate(run, test, row, device)
+        yield _precision(run, again, test, device)
         here = record.environment(device) == run.metrics["environment"]
         if table is None:
             table = again
@@ -208,14 +211,21 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     yield Rung("metrics", f"{wanted['accuracy']:.2f} % of {wanted['images']} test images, from goodness and labels")
 
 
-def _evaluate(run: Run, test: Split, device: torch.device) -> Tensor:
-    row = run.row
-    if device.type == "cpu" and row.training.precision == "float16":  # which takes a CPU days
-        row = config.changed(row, {"training.precision": "float32"})
+def _evaluate(run: Run, test: Split, row: Experiment, device: torch.device) -> Tensor:
     network = training.build(row, run.facts["seed"], device)
     assert run.weights is not None
     training.load_weights(network, run.weights, run.folder / "weights.safetensors")
-    return evaluation.goodness_table(network, test.to(device).images, row).cpu()
+    return evaluation.exact_table(network, test.to(device).images, row)[0].cpu()
+
+
+def _precision(run: Run, table: Tensor, test: Split, device: torch.device) -> Rung:
+    """Whether evaluation in half precision decided anything: all images once more, in float32."""
+    if run.row.training.precision == "float32":
+        return Rung("precision", "evaluated in float32")
+    vote, exact = run.row.evaluation.vote, _evaluate(run, test, evaluation.in_float32(run.row), device)
+    moved = int((evaluation.predictions(exact, vote) != evaluation.predictions(table, vote)).sum())
+    text = f"float32 for every image changes {moved} of {len(exact)} predictions"
+    return Rung("precision", text, True if moved == 0 else None)
 
 
 def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:

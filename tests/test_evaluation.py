@@ -1,12 +1,22 @@
 """Goodness per label -> prediction -> accuracy."""
 
+import pytest
 import torch
 
 from ffrepro import augment
 from ffrepro.data import DATASETS
-from ffrepro.evaluation import accuracy, goodness_table, metrics, predictions
+from ffrepro.evaluation import (
+    accuracy,
+    close_calls,
+    evaluate,
+    exact_table,
+    goodness_table,
+    in_float32,
+    metrics,
+    predictions,
+)
 from ffrepro.goodness import goodness
-from ffrepro.training import build
+from ffrepro.training import build, train
 
 CPU = torch.device("cpu")
 
@@ -51,3 +61,27 @@ def test_the_blocks_that_vote_decide():
 
 def test_accuracy_is_in_percent():
     assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
+
+
+def test_close_calls_by_hand():
+    goodness = torch.tensor([[10.0, 9.6, 0.0], [10.0, 9.4, 0.0], [1.0, 2.0, 1.95], [0.0, 0.0, 0.0]])
+    assert close_calls(goodness.unsqueeze(2), "last").tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_close_calls_are_made_again_in_float32_and_only_those(row, digits, precision):
+    chosen = row(blocks="16 32P 32", precision=precision, epochs=2)
+    network = train(chosen, 0, digits[0]).network
+    images = digits[1].images
+    fast, exact = goodness_table(network, images, chosen), goodness_table(network, images, in_float32(chosen))
+    table, count = exact_table(network, images, chosen)
+    if precision == "float32":
+        assert torch.equal(table, fast)
+        assert count == len(images)
+        return
+    close = close_calls(fast, "last")
+    assert 0 < count == close.sum() < len(images)
+    assert torch.equal(table[~close], fast[~close])
+    torch.testing.assert_close(table[close], exact[close], rtol=1e-5, atol=0)
+    assert torch.equal(predictions(table, "last"), predictions(exact, "last"))
+    assert evaluate(network, digits[1], chosen)[1]["in_float32"] == count

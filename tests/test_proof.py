@@ -77,6 +77,7 @@ def test_an_honest_run_holds_on_every_rung(runs, trained):
         "code",
         "data",
         "initial weights",
+        "precision",
         "goodness",
         "metrics",
         "self-repeat",

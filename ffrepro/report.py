@@ -1,4 +1,4 @@
-"""Runs -> a row's summary -> the table of all rows, in Markdown and CSV with the same digits."""
+"""Runs -> a row's summary -> the tables of all rows and claims, in Markdown and CSV with the same digits."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ NOT_RUN = "not run"
 def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout) -> list[dict[str, Any]]:
     """{"metrics", "record"} of exactly the given seeds, in their order.
 
-    Raises UserError for a missing run, for one of a seed that is not declared, and for one of other parameters:
-    whatever lies in the folder, no number of another run gets into the mean.
+    Raises UserError for missing, damaged runs and those of other parameters, all such seeds in one line, and for a run
+    of a seed that is not declared: no seed is dropped, and no number of another run gets into the mean.
     """
     folder = project.run(name, seeds[0]).parent
     found = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
@@ -28,20 +28,34 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
             f"{folder.parent.name}/{name}: run {foreign[0]} is of no declared seed "
             f"({', '.join(map(str, seeds))}); remove that folder, or declare the seed in params.yaml"
         )
-    runs = []
+    runs, failed = [], {}
     for seed in seeds:
         run = project.run(name, seed)
-        metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        missing = [file for file in ("metrics.json", "record.json") if not (run / file).exists()]
+        if missing:
+            failed[seed] = f"no {' and no '.join(missing)}"
+            continue
+        try:
+            metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        except UserError as error:
+            failed[seed] = str(error).removeprefix(f"{run}/")
+            continue
         checks = {
             "seed": (facts.get("seed"), seed),
             "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
             "weights": (metrics.get("weights"), facts.get("weights")),
             "vote": (metrics.get("vote"), row.evaluation.vote),
         }
-        for what, (has, wants) in checks.items():
-            if has != wants:
-                raise UserError(f"{folder.parent.name}/{name}/{seed}: of other {what}; run `dvc repro` for it again")
+        differs = [what for what, (has, wants) in checks.items() if has != wants]
+        if differs:
+            failed[seed] = f"of other {', '.join(differs)}"
         runs.append({"metrics": metrics, "record": facts})
+    if failed:
+        which = "; ".join(f"seed {seed}: {why}" for seed, why in failed.items())
+        count = f"{len(failed)} of {len(seeds)} declared seeds failed"
+        raise UserError(
+            f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: run `dvc repro` for them again"
+        )
     return runs
 
 
@@ -57,6 +71,7 @@ def summarise(name: str, row: Experiment, project: Layout, target: Target | None
         "seeds": list(row.seeds),
         "accuracy": spread([run["metrics"]["accuracy"] for run in runs]),
         "blocks": {block: spread([b[block] for b in blocks]) for block in blocks[0]},
+        "test_images": config.SHAPES[row.data.name][2],
         "target": target.model_dump() if target else None,
         "device": ", ".join(devices),
         "seconds": sum(r["seconds"] for r in records),
@@ -71,6 +86,7 @@ COLUMNS = (
     "target (%)",
     "difference",
     "verdict",
+    "not worse",
     "device",
     "seconds a seed",
 )
@@ -91,6 +107,7 @@ def table(project: Layout) -> list[dict[str, str]]:
             "target (%)": f"{percent(against)} {against['kind']}" if against else "none",
             "difference": "",
             "verdict": NOT_RUN,
+            "not worse": "",
             "device": "",
             "seconds a seed": "",
         }
@@ -101,6 +118,7 @@ def table(project: Layout) -> list[dict[str, str]]:
                 "accuracy (%)": percent(result["accuracy"]),
                 "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
                 "verdict": result["verdict"],
+                "not worse": result["not_worse"]["words"].partition(":")[0] if result["not_worse"] else "",
                 "device": result["device"],
                 "seconds a seed": f"{result['seconds'] / result['accuracy']['n']:.0f}",
             }
@@ -137,18 +155,40 @@ def write_tables(project: Layout) -> str:
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The verdict as a person reads it: measured, target and its source, rule, outcome."""
+    """The verdict as a person reads it: measured, target and its source, rule, outcome; then what stands beside it."""
     target = result["target"]
     against = f"{percent(target)}, {target['kind']}: {target['source']}" if target else "none"
-    return "\n".join(
-        [
-            f"{result['experiment']}: test accuracy in percent {percent(result['accuracy'])}, "
-            f"on {result['device']}, {result['seconds']:.0f} s of training",
-            f"target:  {against}",
-            f"rule:    {result['rule']}",
-            f"verdict: {result['verdict']}: {result['why']}",
-        ]
+    lines = [
+        f"{result['experiment']}: test accuracy in percent {percent(result['accuracy'])}, "
+        f"on {result['device']}, {result['seconds']:.0f} s of training",
+        f"target:  {against}",
+        f"rule:    {result['rule']}",
+        f"verdict: {result['verdict']}: {result['why']}{p_text(result['p'])}",
+    ]
+    if reading := result["not_worse"]:
+        lines.append(f"one-sided reading: {reading['words']}{p_text(reading['p'])}")
+    if result["bootstrap"]:
+        low, high = result["bootstrap"]
+        lines.append(f"bootstrap interval over seeds: [{low:+.2f}, {high:+.2f}] (too narrow for few seeds; no say)")
+    lines.append(
+        f"sampling error: another test set of {result['test_images']} images would add ±{result['sampling_error']:.2f} "
+        "points to a run (binomial standard error; not in the interval, since all runs share one test set)"
     )
+    if power := result["power"]:
+        n, enough = result["accuracy"]["n"], power["seeds_for_80_percent"]
+        needs = "more than 100 seeds" if enough is None else f"{enough} seed{'s' * (enough > 1)}"
+        lines.append(
+            f'power: {100 * power["probability"]:.0f} % to say "reproduced" with n = {n} if there is no difference; '
+            f"80 % takes {needs} (by the {power['std_of']} spread, {power['std']:.2f} points)"
+        )
+    return "\n".join(lines)
+
+
+def p_text(p: float | None) -> str:
+    """, p = 0.0123, to 2 digits at least; nothing for None."""
+    if p is None:
+        return ""
+    return ", p < 0.0001" if p < 1e-4 else f", p = {p:.4f}"
 
 
 def overview(project: Layout) -> str:

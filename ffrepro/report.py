@@ -142,16 +142,64 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_tables(project: Layout) -> str:
-    """Write report/table.md and report/table.csv; returns the Markdown."""
-    rows = table(project)
+    """Write report/table.md, .csv and report/claims.md, .csv, .json; returns table.md: the rows, the claims, and what
+    departs from the authors' code, so that no table goes without it."""
+    from ffrepro import claims  # SciPy, which `ffrepro list` need not wait for
+
+    rows, outcomes = table(project), claims.read(project)
+    judged = [claim_cells(outcome) for outcome in outcomes]
+    claims_md = markdown(CLAIM_COLUMNS, [list(line.values()) for line in judged])
+    text = "\n".join(
+        [
+            markdown(COLUMNS, [list(row.values()) for row in rows]),
+            f"## The paper's claims\n\n{claims_md}",
+            deviations_md(project),
+        ]
+    )
+    record.write_text(as_csv(COLUMNS, rows), project.table("csv"))
+    record.write_text(text, project.table("md"))
+    record.write_text(as_csv(CLAIM_COLUMNS, judged), project.claims("csv"))
+    record.write_text(claims_md, project.claims("md"))
+    record.write_json(outcomes, project.claims("json"))
+    return text
+
+
+def as_csv(header: Sequence[str], rows: list[dict[str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    as_markdown = markdown(COLUMNS, [list(row.values()) for row in rows])
-    record.write_text(text.getvalue(), project.table("csv"))
-    record.write_text(as_markdown, project.table("md"))
-    return as_markdown
+    return text.getvalue()
+
+
+CLAIM_COLUMNS = ("claim", "in words", "pairs", "verdict", "p", "why")
+
+
+def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
+    """A claim's outcome as text; p is that of "higher", for a contradicted claim that of "lower"."""
+    p = outcome["p_reversed" if outcome["verdict"] == "contradicted" else "p"]
+    pairs = len(outcome["pairs"])
+    return {
+        "claim": outcome["id"],
+        "in words": outcome["claim"],
+        "pairs": f"each of {pairs}" if outcome["each"] else f"mean of {pairs}" if pairs > 1 else "1",
+        "verdict": outcome["verdict"],
+        "p": p_text(p).removeprefix(", p ").removeprefix("= "),
+        "why": outcome["why"],
+    }
+
+
+def deviations_md(project: Layout) -> str:
+    """What departs from the authors' code, in two Markdown tables: for all rows, and row by row."""
+    from ffrepro import deviations
+
+    known = deviations.read(project.deviations)
+    always = [[name.replace("-", " "), entry.theirs, entry.here, entry.why] for name, entry in known.always.items()]
+    rows = config.load(project.params).experiments
+    single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
+    of_all = markdown(["what", "theirs", "here", "why"], always)
+    by_row = markdown(["experiment", "field", "here", "theirs", "why"], single)
+    return f"## Deviations from the authors' code, of all rows\n\n{of_all}\n## And row by row\n\n{by_row}"
 
 
 def sentence(result: dict[str, Any]) -> str:

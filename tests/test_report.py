@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -52,10 +53,11 @@ def row(params_text, tmp_path_factory):
 
 
 @pytest.fixture
-def small(params_text, tmp_path):
+def small(params_text, tmp_path, root):
     """A project in an empty folder: the row `one` has a published value, `two` neither one nor a reference."""
     (tmp_path / "params.yaml").write_text(params_text)
     (tmp_path / "paper.yaml").write_text(PAPER)
+    shutil.copy(root / "deviations.yaml", tmp_path)
     return Layout(tmp_path)
 
 

@@ -241,7 +241,7 @@ def export(
 
 @app.command("report")
 def report_tables() -> None:
-    """Write report/table.md and report/table.csv from the verdicts that are there; the rest says "not run"."""
+    """Write the tables of rows, claims and deviations to report/ from what is there; the rest says "not run"."""
     from ffrepro import layout, report
 
     print(report.write_tables(layout.find()), end="")
@@ -319,14 +319,16 @@ def bench(
 
 @params_app.command()
 def check() -> None:
-    """Check the whole of params.yaml, paper.yaml and graph.yaml; nothing is run."""
-    from ffrepro import config, layout, pipeline, targets
+    """Check the whole of params.yaml, paper.yaml, deviations.yaml and graph.yaml; nothing is run."""
+    from ffrepro import claims, config, deviations, layout, pipeline, targets
 
     project = layout.find()
     params = config.load(project.params)
     pipeline.check_graph(params, project)
     for name in targets.read_paper(project.paper):
         errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
+    claims.check(targets.read_claims(project.paper), params.experiments)
+    deviations.read(project.deviations)
     seeds = sum(len(row.seeds) for row in params.experiments.values())
     print(f"params.yaml: {len(params.experiments)} rows, {seeds} runs: sound")
 

@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ffrepro import config, determinism, doctor, evaluation, record, training
+from ffrepro import claims, config, determinism, doctor, evaluation, record, training
 from ffrepro.checkpoint import chained
 from ffrepro.config import Experiment, Params
 from ffrepro.data import Split
@@ -215,7 +215,7 @@ def _evaluate(run: Run, test: Split, row: Experiment, device: torch.device) -> T
     network = training.build(row, run.facts["seed"], device)
     assert run.weights is not None
     training.load_weights(network, run.weights, run.folder / "weights.safetensors")
-    return evaluation.exact_table(network, test.to(device).images, row)[0].cpu()
+    return evaluation.decided_table(network, test.to(device).images, row)[0].cpu()
 
 
 def _precision(run: Run, table: Tensor, test: Split, device: torch.device) -> Rung:
@@ -314,7 +314,19 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         runs.append(run)
     rung, judged = statistics(runs, target_of(read_targets(project.paper, project.reference), name, run.row))
     _print(rung)
+    for rung in _claims(project, name):
+        _print(rung)
     return code or judged
+
+
+def _claims(project: Layout, name: str) -> Iterator[Rung]:
+    """What the tables of this project say of the claims that the row is part of."""
+    about = [one for one in claims.read(project) if any(name in pair for pair in one["pairs"])]
+    if not about:
+        yield Rung("claims", f"none of paper.yaml is about {name}", None)
+    for one in about:
+        holds = {claims.SUPPORTED: True, claims.CONTRADICTED: False}.get(one["verdict"])
+        yield Rung(f"claim {one['id']}", f"{one['verdict']}: {one['why']}", holds)
 
 
 def _print(rung: Rung) -> None:

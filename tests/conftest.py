@@ -60,7 +60,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
-        for name in ("params.yaml", "paper.yaml", "graph.yaml", "dvc.yaml", ".dvcignore"):
+        for name in ("params.yaml", "paper.yaml", "deviations.yaml", "graph.yaml", "dvc.yaml", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
         for name in ("ffrepro", "pipelines", ".dvc"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))

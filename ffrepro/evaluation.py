@@ -102,7 +102,7 @@ def goodness_of_pairs(network: Network, images: Tensor, labels: Tensor, experime
     network.eval()
     rows = [
         torch.stack([goodness(h) for h in network(normalise(batch, mean, std), under)], 1)
-        for batch, under in zip(images.split(size), labels.split(size), strict=True)
+        for batch, under in zip(torch.split(images, size), torch.split(labels, size), strict=True)
     ]
     network.train(training)
     return torch.cat(rows)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ffrepro import record
+from ffrepro.errors import UserError
 from ffrepro.negatives import Memory
 from ffrepro.network import Network
 
@@ -77,9 +78,7 @@ class Checkpoint:
         state = {
             "key": self.key,
             "started": self.started,
-            "network": self.network.state_dict(),
-            "optimizers": [adam.state_dict() for adam in self.adams],
-            "memory": self.memory._asdict(),
+            **snapshot(self.network, self.adams, self.memory),
             "history": list(history),
         }
         if self.device.type == "cpu":
@@ -93,19 +92,14 @@ class Checkpoint:
         if not self.path or not self.path.exists():
             return [], ""
         try:
-            state = torch.load(self.path, map_location=self.device, weights_only=True)
-            differs = [name for name in self.key if state["key"].get(name) != self.key[name]]
-        except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
-            why = f"not a whole checkpoint ({type(error).__name__})"
-            return [], f"{self.path.name}: {why}: not resumed, training starts anew"
+            state = read(self.path, self.device)
+        except UserError as error:
+            return [], f"{error}: not resumed, training starts anew"
+        differs = [name for name in self.key if state["key"].get(name) != self.key[name]]
         if differs:
             return [], f"{self.path.name}: of other {', '.join(differs)}: not resumed, training starts anew"
         self.started, self.chain = state["started"], state["chain"]
-        self.network.load_state_dict(state["network"])
-        for adam, saved in zip(self.adams, state["optimizers"], strict=True):
-            adam.load_state_dict(saved)
-        for mine, saved in zip(self.memory, state["memory"].values(), strict=True):
-            mine.copy_(saved)
+        restore(state, self.network, self.adams, self.memory)
         history: list[dict[str, Any]] = state["history"]
         return history, f"{self.path.name}: going on after epoch {len(history)}"
 
@@ -120,12 +114,44 @@ class Checkpoint:
         if path := self.path:
             record.write(path, lambda part: torch.save({**state, "chain": self.chain}, part))
             if self.keep:
-                record.write(kept_state(path, len(self.chain)), lambda part: shutil.copyfile(path, part))
+                record.write(
+                    kept_state(path.with_suffix(""), len(self.chain)), lambda part: shutil.copyfile(path, part)
+                )
 
 
-def kept_state(path: Path, epoch: int) -> Path:
+def snapshot(network: Network, adams: list[Adam], memory: Memory) -> dict[str, Any]:
+    """All that a training changes, as a state; shares its tensors."""
+    return {
+        "network": network.state_dict(),
+        "optimizers": [adam.state_dict() for adam in adams],
+        "memory": memory._asdict(),
+    }
+
+
+def restore(state: dict[str, Any], network: Network, adams: list[Adam], memory: Memory) -> None:
+    """Go back to a state, in place."""
+    network.load_state_dict(state["network"])
+    for adam, saved in zip(adams, state["optimizers"], strict=True):
+        adam.load_state_dict(saved)
+    for mine, saved in zip(memory, state["memory"].values(), strict=True):
+        mine.copy_(saved)
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's state. Raises UserError when the file is not a whole one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        missing = {"key", "started", "network", "optimizers", "memory", "history", "chain"} - state.keys()
+    except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
+        raise UserError(f"{path.name}: not a whole checkpoint ({type(error).__name__})") from None
+    if missing:
+        raise UserError(f"{path.name}: not a whole checkpoint (without {', '.join(sorted(missing))})")
+    return state
+
+
+def kept_state(folder: Path, epoch: int) -> Path:
     """Where the state after an epoch stays."""
-    return path.with_suffix("") / f"{epoch}.pt"
+    return folder / f"{epoch}.pt"
 
 
 def now() -> str:

@@ -1,13 +1,17 @@
 """Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ffrepro import __version__, errors
+
+if TYPE_CHECKING:
+    from ffrepro.data import Split
 
 app = typer.Typer(
     help="Reproduce The Trifecta (arXiv 2311.18130): Forward-Forward training of deep networks, and the proof of it.",
@@ -39,10 +43,22 @@ FastOption = Annotated[
 NameArgument = Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")]
 
 
-def _settings(device: Device, mirror: str | None, offline: bool, fast: bool = False) -> dict[str, str]:
+def _settings(
+    device: Device,
+    mirror: str | None,
+    offline: bool,
+    fast: bool = False,
+    portable: bool = False,
+    keep: bool = False,
+) -> dict[str, str]:
     if mirror and "://" not in mirror:
         mirror = str(Path(mirror).resolve())  # stages run in the project's root
-    switches = {"FFREPRO_OFFLINE": offline, "FFREPRO_FAST": fast}
+    switches = {
+        "FFREPRO_OFFLINE": offline,
+        "FFREPRO_FAST": fast,
+        "FFREPRO_PORTABLE": portable or bool(os.environ.get("FFREPRO_PORTABLE")),
+        "FFREPRO_KEEP": keep,
+    }
     settings = {"FFREPRO_DEVICE": device.value, **{name: "1" if on else "" for name, on in switches.items()}}
     return settings | ({"FFREPRO_MIRROR": mirror} if mirror else {})
 
@@ -69,6 +85,15 @@ def reproduce(
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
     fast: FastOption = False,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="CPU: one thread, AVX2, for the same bits elsewhere.", envvar="FFREPRO_PORTABLE"
+        ),
+    ] = False,
+    keep_states: Annotated[
+        bool, typer.Option("--keep-states", help="Keep every epoch's state, for `audit`.", envvar="FFREPRO_KEEP")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
 ) -> None:
     """Run a row's part of the DVC graph and print its verdict.
@@ -87,7 +112,8 @@ def reproduce(
         from ffrepro import devices
 
         devices.require(params, name, device.value)
-    pipeline.repro(project, f"verdict@{name}", _settings(device, mirror, offline, fast))
+    settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
+    pipeline.repro(project, f"verdict@{name}", settings)
     report.write_tables(project)
     result = record.read_json(project.verdict(name))
     print(json.dumps(result) if as_json else report.sentence(result))
@@ -153,9 +179,69 @@ def evaluate(
         print(f"{name}-{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}")
 
 
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A record, a run's folder, or a row's folder with its seeds.")],
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Check what a run's files prove, from weights, labels and goodness, and print the ladder of proof.
+
+    Exit code: 0 all that can be told here holds, 2 a link is broken, 3 not reproduced, 4 inconclusive.
+    """
+    from ffrepro import config, devices, layout, pipeline, proof
+
+    project, settings = layout.find(), _settings(device, mirror, offline)
+
+    def data(row: config.Experiment) -> "tuple[Split, Split] | None":
+        return pipeline.prepared(project, row, settings)
+
+    raise typer.Exit(proof.report(path, project, config.load(project.params), data, devices.choose(device.value)))
+
+
+@app.command()
+def audit(
+    path: Annotated[Path, typer.Argument(help="A record, or its run's folder.", metavar="RECORD")],
+    epochs: Annotated[int, typer.Option(min=1, help="How many epochs to draw and train again.")] = 2,
+    draw: Annotated[int | None, typer.Option(help="Repeat an audit's draw: the seed it was made with.")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder of the kept states; default: beside checkpoints.")] = None,
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Train randomly drawn epochs again from the states that were kept, and compare with the record's chain.
+
+    Exit code: 0 every drawn epoch follows, 2 bad input, 3 one does not, 4 one cannot be told here.
+    """
+    from ffrepro import audit, devices, layout, pipeline, proof
+
+    project = layout.find()
+    run = proof.read(proof.runs_of(path)[0])
+    splits = pipeline.prepared(project, run.row, _settings(device, mirror, offline))
+    if splits is None:
+        raise errors.UserError(
+            f"{run.row.data.name}: the data cannot be had, and an audit trains; ffrepro fetch says why"
+        )
+    folder = states or project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
+    raise typer.Exit(audit.report(run, splits[0], folder, epochs, draw, devices.choose(device.value)))
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A record, a run's folder, or a row's folder with its seeds.")],
+    to: Annotated[Path, typer.Option(help="A new folder.", metavar="FOLDER")],
+) -> None:
+    """Write runs as an RO-Crate (Process Run Crate) with a codecheck.yml to fill in; broken records are refused."""
+    from ffrepro import crate, proof
+
+    crate.export([proof.read(folder) for folder in proof.runs_of(path)], to)
+    print(f"{to}: ro-crate-metadata.json and codecheck.yml written")
+
+
 @app.command("report")
 def report_tables() -> None:
-    """Write report/table.md and report/table.csv from the verdicts that are there; the rest says "not run"."""
+    """Write the tables of rows, claims and deviations to report/ from what is there; the rest says "not run"."""
     from ffrepro import layout, report
 
     print(report.write_tables(layout.find()), end="")
@@ -233,14 +319,16 @@ def bench(
 
 @params_app.command()
 def check() -> None:
-    """Check the whole of params.yaml, paper.yaml and graph.yaml; nothing is run."""
-    from ffrepro import config, layout, pipeline, targets
+    """Check the whole of params.yaml, paper.yaml, deviations.yaml and graph.yaml; nothing is run."""
+    from ffrepro import claims, config, deviations, layout, pipeline, targets
 
     project = layout.find()
     params = config.load(project.params)
     pipeline.check_graph(params, project)
     for name in targets.read_paper(project.paper):
         errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
+    claims.check(targets.read_claims(project.paper), params.experiments)
+    deviations.read(project.deviations)
     seeds = sum(len(row.seeds) for row in params.experiments.values())
     print(f"params.yaml: {len(params.experiments)} rows, {seeds} runs: sound")
 

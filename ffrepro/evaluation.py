@@ -7,12 +7,17 @@ from torch import Tensor
 
 from ffrepro import record
 from ffrepro.augment import normalise
-from ffrepro.config import Experiment
+from ffrepro.config import Experiment, changed
 from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
 from ffrepro.network import Network, autocast
 
 IMAGES = 50  # images a pass, each under every label: fixed, so that the same weights give the same bits
+CLOSE = 0.01
+"""Share of the best label's goodness within which another label's, computed in half precision, might still be the best.
+
+docs/speed.md has what rounding was measured to do: a quarter of this at most.
+"""
 
 
 @torch.no_grad()
@@ -39,13 +44,22 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
     return torch.cat(rows)
 
 
+def number_of_voters(vote: str, blocks: int) -> int:
+    """Of last, last-2 .. last-9 or all."""
+    return blocks if vote == "all" else 1 if vote == "last" else int(vote.removeprefix("last-"))
+
+
+def voted(table: Tensor, vote: str) -> Tensor:
+    """Goodness averaged over the blocks that vote: (N, classes, blocks) -> (N, classes)."""
+    return table[:, :, -number_of_voters(vote, table.shape[2]) :].mean(2)
+
+
 def predictions(table: Tensor, vote: str) -> Tensor:
     """The label of the highest goodness, averaged over the blocks that vote.
 
     table: (N, classes, blocks); vote: last, last-2 .. last-9 or all. Returns (N,) int64.
     """
-    voters = table.shape[2] if vote == "all" else int(vote.removeprefix("last-")) if vote != "last" else 1
-    return table[:, :, -voters:].mean(2).argmax(1)
+    return voted(table, vote).argmax(1)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
@@ -71,11 +85,58 @@ def metrics(table: Tensor, labels: Tensor, vote: str) -> dict[str, Any]:
     }
 
 
+def contenders(table: Tensor, vote: str) -> Tensor:
+    """Where rounding could decide: (N, classes) bool, the labels within `CLOSE` of the best, if there are several."""
+    goodness = voted(table, vote)
+    best = goodness.amax(1, keepdim=True)
+    close = goodness >= best - CLOSE * best
+    return close & (close.sum(1, keepdim=True) > 1)
+
+
+@torch.no_grad()
+def goodness_of_pairs(network: Network, images: Tensor, labels: Tensor, experiment: Experiment) -> Tensor:
+    """Goodness of images (P, C, H, W) uint8, each under one label (P,), in float32: (P, blocks)."""
+    source = DATASETS[experiment.data.name]
+    mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
+    training, size = network.training, IMAGES * experiment.classes
+    network.eval()
+    rows = [
+        torch.stack([goodness(h) for h in network(normalise(batch, mean, std), under)], 1)
+        for batch, under in zip(torch.split(images, size), torch.split(labels, size), strict=True)
+    ]
+    network.train(training)
+    return torch.cat(rows)
+
+
+def decided_table(network: Network, images: Tensor, experiment: Experiment) -> tuple[Tensor, int]:
+    """`goodness_table` in the row's precision, and in float32 where rounding could decide; the number of such pairs.
+
+    What counts is the prediction that float32 makes. Half precision is quicker and finds the labels that could win
+    (`contenders`); between those, float32 decides. Blocks that do not vote stay as they are.
+    """
+    table, vote = goodness_table(network, images, experiment), experiment.evaluation.vote
+    if experiment.training.precision == "float32":
+        return table, 0
+    image, label = contenders(table, vote).nonzero(as_tuple=True)
+    if len(image):
+        exact = goodness_of_pairs(network, images[image], label, experiment)
+        voters = slice(table.shape[2] - number_of_voters(vote, table.shape[2]), None)
+        table[image, label, voters] = exact[:, voters]
+    return table, len(image)
+
+
+def in_float32(experiment: Experiment) -> Experiment:
+    """The row with its arithmetic in float32."""
+    return changed(experiment, {"training.precision": "float32"})
+
+
 def evaluate(network: Network, test: Split, experiment: Experiment) -> tuple[Tensor, dict[str, Any]]:
     """(goodness table, its `metrics` with the hashes of what they were made from and where) of a test split."""
-    table = goodness_table(network, test.images, experiment).cpu()
+    table, pairs = decided_table(network, test.images, experiment)
+    table = table.cpu()
     return table, {
         **metrics(table, test.labels.cpu(), experiment.evaluation.vote),
+        "decided_in_float32": pairs,
         "weights": record.tensors_hash(network.state_dict()),
         "test_data": record.tensors_hash(test._asdict()),
         "goodness_table": record.tensors_hash({"goodness": table}),

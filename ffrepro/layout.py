@@ -24,6 +24,10 @@ class Layout:
         return self.root / "paper.yaml"
 
     @property
+    def deviations(self) -> Path:
+        return self.root / "deviations.yaml"
+
+    @property
     def graph(self) -> Path:
         return self.root / "graph.yaml"
 
@@ -57,6 +61,9 @@ class Layout:
 
     def table(self, ending: str) -> Path:
         return self.root / "report" / f"table.{ending}"
+
+    def claims(self, ending: str) -> Path:
+        return self.root / "report" / f"claims.{ending}"
 
 
 def find(start: Path | None = None) -> Layout:

@@ -5,11 +5,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import EXIT_CODE_FILE, InterruptedByUser, UserError
 from ffrepro.layout import Layout
+
+if TYPE_CHECKING:
+    from ffrepro.data import Split
 
 NO_GIT = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
 
@@ -83,6 +87,23 @@ def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments:
         error = UserError(f"the stage {stage} of {arguments[0]} failed; its own line stands above")
         error.exit_code = code
         raise error
+
+
+def prepared(project: Layout, row: Experiment, settings: dict[str, str]) -> "tuple[Split, Split] | None":
+    """The row's prepared (training, test) splits, prepared now if need be; None, with the stage's own line on stderr,
+    where the data cannot be had. The training split is without what the row holds out."""
+    from ffrepro import data
+
+    path = project.data(row.data.name)
+    if not path.exists():
+        try:
+            run_stage(project, settings, "prepare", row.data.name)
+        except InterruptedByUser:
+            raise
+        except UserError:
+            return None
+    train, test = data.load(path)
+    return data.held_out(train, row.data.held_out)[0], test
 
 
 def train_references(project: Layout, name: str, row: Experiment, settings: dict[str, str]) -> None:

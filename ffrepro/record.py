@@ -198,15 +198,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON ({error}); delete it and run the stage that writes it again") from None
 
 
-def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
-    """Write tensors as safetensors with their hash in the header; returns the hash.
+def tensors_bytes(tensors: Mapping[str, "Tensor"]) -> tuple[bytes, str]:
+    """Tensors as the bytes of a safetensors file with their hash in the header, and the hash.
 
     One metadata key only: with more, safetensors' bytes differ from process to process.
     """
     from safetensors.torch import save
 
     digest = tensors_hash(tensors)
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"sha256": digest})
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"sha256": digest}), digest
+
+
+def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
+    """Write tensors as `tensors_bytes`; returns their hash."""
+    content, digest = tensors_bytes(tensors)
     write_bytes(content, path)
     return digest
 

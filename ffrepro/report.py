@@ -1,4 +1,4 @@
-"""Runs -> a row's summary -> the table of all rows, in Markdown and CSV with the same digits."""
+"""Runs -> a row's summary -> the tables of all rows and claims, in Markdown and CSV with the same digits."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ NOT_RUN = "not run"
 def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout) -> list[dict[str, Any]]:
     """{"metrics", "record"} of exactly the given seeds, in their order.
 
-    Raises UserError for a missing run, for one of a seed that is not declared, and for one of other parameters:
-    whatever lies in the folder, no number of another run gets into the mean.
+    Raises UserError for missing, damaged runs and those of other parameters, all such seeds in one line, and for a run
+    of a seed that is not declared: no seed is dropped, and no number of another run gets into the mean.
     """
     folder = project.run(name, seeds[0]).parent
     found = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
@@ -28,20 +28,34 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
             f"{folder.parent.name}/{name}: run {foreign[0]} is of no declared seed "
             f"({', '.join(map(str, seeds))}); remove that folder, or declare the seed in params.yaml"
         )
-    runs = []
+    runs, failed = [], {}
     for seed in seeds:
         run = project.run(name, seed)
-        metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        missing = [file for file in ("metrics.json", "record.json") if not (run / file).exists()]
+        if missing:
+            failed[seed] = f"no {' and no '.join(missing)}"
+            continue
+        try:
+            metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        except UserError as error:
+            failed[seed] = str(error).removeprefix(f"{run}/")
+            continue
         checks = {
             "seed": (facts.get("seed"), seed),
             "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
             "weights": (metrics.get("weights"), facts.get("weights")),
             "vote": (metrics.get("vote"), row.evaluation.vote),
         }
-        for what, (has, wants) in checks.items():
-            if has != wants:
-                raise UserError(f"{folder.parent.name}/{name}/{seed}: of other {what}; run `dvc repro` for it again")
+        differs = [what for what, (has, wants) in checks.items() if has != wants]
+        if differs:
+            failed[seed] = f"of other {', '.join(differs)}"
         runs.append({"metrics": metrics, "record": facts})
+    if failed:
+        which = "; ".join(f"seed {seed}: {why}" for seed, why in failed.items())
+        count = f"{len(failed)} of {len(seeds)} declared seeds failed"
+        raise UserError(
+            f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: run `dvc repro` for them again"
+        )
     return runs
 
 
@@ -57,6 +71,7 @@ def summarise(name: str, row: Experiment, project: Layout, target: Target | None
         "seeds": list(row.seeds),
         "accuracy": spread([run["metrics"]["accuracy"] for run in runs]),
         "blocks": {block: spread([b[block] for b in blocks]) for block in blocks[0]},
+        "test_images": config.SHAPES[row.data.name][2],
         "target": target.model_dump() if target else None,
         "device": ", ".join(devices),
         "seconds": sum(r["seconds"] for r in records),
@@ -71,6 +86,7 @@ COLUMNS = (
     "target (%)",
     "difference",
     "verdict",
+    "not worse",
     "device",
     "seconds a seed",
 )
@@ -91,6 +107,7 @@ def table(project: Layout) -> list[dict[str, str]]:
             "target (%)": f"{percent(against)} {against['kind']}" if against else "none",
             "difference": "",
             "verdict": NOT_RUN,
+            "not worse": "",
             "device": "",
             "seconds a seed": "",
         }
@@ -101,6 +118,7 @@ def table(project: Layout) -> list[dict[str, str]]:
                 "accuracy (%)": percent(result["accuracy"]),
                 "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
                 "verdict": result["verdict"],
+                "not worse": result["not_worse"]["words"].partition(":")[0] if result["not_worse"] else "",
                 "device": result["device"],
                 "seconds a seed": f"{result['seconds'] / result['accuracy']['n']:.0f}",
             }
@@ -124,31 +142,101 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_tables(project: Layout) -> str:
-    """Write report/table.md and report/table.csv; returns the Markdown."""
-    rows = table(project)
+    """Write report/table.md, .csv and report/claims.md, .csv, .json; returns table.md: the rows, the claims, and what
+    departs from the authors' code, so that no table goes without it."""
+    from ffrepro import claims  # SciPy, which `ffrepro list` need not wait for
+
+    rows, outcomes = table(project), claims.read(project)
+    judged = [claim_cells(outcome) for outcome in outcomes]
+    claims_md = markdown(CLAIM_COLUMNS, [list(line.values()) for line in judged])
+    text = "\n".join(
+        [
+            markdown(COLUMNS, [list(row.values()) for row in rows]),
+            f"## The paper's claims\n\n{claims_md}",
+            deviations_md(project),
+        ]
+    )
+    record.write_text(as_csv(COLUMNS, rows), project.table("csv"))
+    record.write_text(text, project.table("md"))
+    record.write_text(as_csv(CLAIM_COLUMNS, judged), project.claims("csv"))
+    record.write_text(claims_md, project.claims("md"))
+    record.write_json(outcomes, project.claims("json"))
+    return text
+
+
+def as_csv(header: Sequence[str], rows: list[dict[str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    as_markdown = markdown(COLUMNS, [list(row.values()) for row in rows])
-    record.write_text(text.getvalue(), project.table("csv"))
-    record.write_text(as_markdown, project.table("md"))
-    return as_markdown
+    return text.getvalue()
+
+
+CLAIM_COLUMNS = ("claim", "in words", "pairs", "verdict", "p", "why")
+
+
+def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
+    """A claim's outcome as text; p is that of "higher", for a contradicted claim that of "lower"."""
+    p = outcome["p_reversed" if outcome["verdict"] == "contradicted" else "p"]
+    pairs = len(outcome["pairs"])
+    return {
+        "claim": outcome["id"],
+        "in words": outcome["claim"],
+        "pairs": f"each of {pairs}" if outcome["each"] else f"mean of {pairs}" if pairs > 1 else "1",
+        "verdict": outcome["verdict"],
+        "p": p_text(p).removeprefix(", p ").removeprefix("= "),
+        "why": outcome["why"],
+    }
+
+
+def deviations_md(project: Layout) -> str:
+    """What departs from the authors' code, in two Markdown tables: for all rows, and row by row."""
+    from ffrepro import deviations
+
+    known = deviations.read(project.deviations)
+    always = [[name.replace("-", " "), entry.theirs, entry.here, entry.why] for name, entry in known.always.items()]
+    rows = config.load(project.params).experiments
+    single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
+    of_all = markdown(["what", "theirs", "here", "why"], always)
+    by_row = markdown(["experiment", "field", "here", "theirs", "why"], single)
+    return f"## Deviations from the authors' code, of all rows\n\n{of_all}\n## And row by row\n\n{by_row}"
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The verdict as a person reads it: measured, target and its source, rule, outcome."""
+    """The verdict as a person reads it: measured, target and its source, rule, outcome; then what stands beside it."""
     target = result["target"]
     against = f"{percent(target)}, {target['kind']}: {target['source']}" if target else "none"
-    return "\n".join(
-        [
-            f"{result['experiment']}: test accuracy in percent {percent(result['accuracy'])}, "
-            f"on {result['device']}, {result['seconds']:.0f} s of training",
-            f"target:  {against}",
-            f"rule:    {result['rule']}",
-            f"verdict: {result['verdict']}: {result['why']}",
-        ]
+    lines = [
+        f"{result['experiment']}: test accuracy in percent {percent(result['accuracy'])}, "
+        f"on {result['device']}, {result['seconds']:.0f} s of training",
+        f"target:  {against}",
+        f"rule:    {result['rule']}",
+        f"verdict: {result['verdict']}: {result['why']}{p_text(result['p'])}",
+    ]
+    if reading := result["not_worse"]:
+        lines.append(f"one-sided reading: {reading['words']}{p_text(reading['p'])}")
+    if result["bootstrap"]:
+        low, high = result["bootstrap"]
+        lines.append(f"bootstrap interval over seeds: [{low:+.2f}, {high:+.2f}] (too narrow for few seeds; no say)")
+    lines.append(
+        f"sampling error: another test set of {result['test_images']} images would add ±{result['sampling_error']:.2f} "
+        "points to a run (binomial standard error; not in the interval, since all runs share one test set)"
     )
+    if power := result["power"]:
+        n, enough = result["accuracy"]["n"], power["seeds_for_80_percent"]
+        needs = "more than 100 seeds" if enough is None else f"{enough} seed{'s' * (enough > 1)}"
+        lines.append(
+            f'power: {100 * power["probability"]:.0f} % to say "reproduced" with n = {n} if there is no difference; '
+            f"80 % takes {needs} (by the {power['std_of']} spread, {power['std']:.2f} points)"
+        )
+    return "\n".join(lines)
+
+
+def p_text(p: float | None) -> str:
+    """, p = 0.0123, to 2 digits at least; nothing for None."""
+    if p is None:
+        return ""
+    return ", p < 0.0001" if p < 1e-4 else f", p = {p:.4f}"
 
 
 def overview(project: Layout) -> str:

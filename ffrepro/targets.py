@@ -1,11 +1,20 @@
-"""What a row is compared with: the published value (paper.yaml), else the measured one (results/reference.json)."""
+"""What rows are compared with: the published value (paper.yaml), else the measured one (results/reference.json), and
+the rows that the paper's claims set against one another."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ffrepro import record
 from ffrepro.config import Experiment, Name, Section, Seeds, checked, impossible, read_yaml, training_parameters
@@ -22,18 +31,44 @@ class Published(Section):
     source: str
 
 
+PAIRS = "a list of [higher row, lower row], each pair of two different names and there once"
+
+
+def _pairs(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """The pairs, or one error for the whole list instead of one an item."""
+    try:
+        values = check(tuple(tuple(p) if isinstance(p, list) else p for p in given) if type(given) is list else given)
+    except ValidationError:
+        values = ()
+    if not values or any(higher == lower for higher, lower in values) or len(set(values)) < len(values):
+        raise PydanticCustomError("pairs", PAIRS)
+    return values
+
+
+class Claim(Section):
+    """A comparison between rows that the paper makes."""
+
+    claim: str = Field(min_length=1, max_length=200, description="In words.")
+    source: str
+    each: bool = Field(description="Whether every pair must hold, or the mean over the pairs.")
+    pairs: Annotated[tuple[tuple[Name, Name], ...], WrapValidator(_pairs), WithJsonSchema({"enum": [PAIRS]})]
+
+
 class Paper(Section):
     """The whole of paper.yaml."""
 
     sources: dict[Name, str]
     targets: dict[Name, Published]
+    claims: dict[Name, Claim]
 
     @model_validator(mode="after")
     def _sources_are_there(self) -> "Paper":
         there_are = ", ".join(self.sources)
-        unknown = {name: value.source for name, value in self.targets.items() if value.source not in self.sources}
+        given = [(f"targets.{name}.source", target.source) for name, target in self.targets.items()]
+        given += [(f"claims.{name}.source", claim.source) for name, claim in self.claims.items()]
+        unknown: list[tuple[str, object, str]] = [(*one, there_are) for one in given if one[1] not in self.sources]
         if unknown:
-            raise impossible([(f"targets.{name}.source", source, there_are) for name, source in unknown.items()])
+            raise impossible(unknown)
         return self
 
 
@@ -69,6 +104,7 @@ class Target(Section):
     mean: Percent
     std: Percent | None
     n: int | None
+    values: list[Percent] | None = Field(description="Of a reference, one a seed; None for a published value.")
     source: str
     row: str | None = Field(description="What a reference was measured of, `measured`; None for a published value.")
 
@@ -89,10 +125,21 @@ def read_paper(path: Path) -> dict[str, Target]:
     paper = checked(Paper, read_yaml(path), path.name)
     return {
         name: Target(
-            kind="published", mean=value.mean, std=value.std, n=None, source=paper.sources[value.source], row=None
+            kind="published",
+            mean=value.mean,
+            std=value.std,
+            n=None,
+            values=None,
+            source=paper.sources[value.source],
+            row=None,
         )
         for name, value in paper.targets.items()
     }
+
+
+def read_claims(path: Path) -> dict[str, Claim]:
+    """The paper's claims by their names. Raises UserError in one line for each mistake in the file."""
+    return checked(Paper, read_yaml(path), path.name).claims
 
 
 def read_references(path: Path) -> dict[str, Reference]:
@@ -114,6 +161,7 @@ def read_targets(paper: Path, reference: Path) -> Mapping[str, Target]:
             mean=value.mean,
             std=value.std,
             n=len(value.values),
+            values=list(value.values),
             source=f"results/reference.json: `{value.command}` on {value.machine}, ffrepro {value.ffrepro}",
             row=value.row,
         )

@@ -1,4 +1,4 @@
-"""Verdicts of all rows -> report/table.md and report/table.csv."""
+"""Summaries, verdicts, paper.yaml and deviations.yaml -> report/table.md, .csv and report/claims.md, .csv, .json."""
 
 import sys
 

@@ -60,7 +60,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
-        for name in ("params.yaml", "paper.yaml", "graph.yaml", "dvc.yaml", ".dvcignore"):
+        for name in ("params.yaml", "paper.yaml", "deviations.yaml", "graph.yaml", "dvc.yaml", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
         for name in ("ffrepro", "pipelines", ".dvc"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
@@ -91,6 +91,12 @@ class Project:
         for stage, *arguments in stages:
             done = self.run("python", "-m", f"pipelines.{stage}", *arguments)
             assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def project_in() -> Callable[[Path], Project]:
+    """A project in a folder that a test made: project_in(folder)."""
+    return Project
 
 
 @pytest.fixture

@@ -81,6 +81,27 @@ def test_a_paper_row_that_is_no_experiment_is_refused(project):
     )
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "line"),
+    [
+        ("deviations.yaml", "theirs: float16", "theirs: float8", "fields.training.precision.theirs: given 'float8'"),
+        ("paper.yaml", "each: true", "each: yes", "claims.all-three-highest.each: given 'yes'; allowed: true or false"),
+        (
+            "paper.yaml",
+            "[cifar10, ablation-symba-batch-overlapping]",
+            "[cifar10, mnist]",
+            "claims.deep-above-shallow.pairs: given ['cifar10', 'mnist'], rows of cifar10 and mnist; allowed: ",
+        ),
+    ],
+)
+def test_params_check_reads_claims_and_deviations(project, file, old, new, line):
+    project.edit(file, old, new)
+    done = project.run("ffrepro", "params", "check")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"ffrepro: {file}: {line}")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("device", ["cpus", "0"])
 def test_a_wrong_device_in_the_environment_is_one_line(project, device):
     project.stages(["check", "digits"], ["prepare", "digits"])

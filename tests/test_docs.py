@@ -57,3 +57,17 @@ def test_cifar10_quick_states_the_measured_reference(root):
     text = (root / "docs" / "cifar10-quick.md").read_text()
     assert f"**{measured} %**" in text
     assert f"{reference.seconds / 60:.1f} minutes of training a seed" in text
+
+
+def test_the_readme_states_the_power_of_the_headline(root, params):
+    from ffrepro.targets import read_paper
+    from ffrepro.verdict import planning
+
+    row, target = params.experiments["cifar10"], read_paper(root / "paper.yaml")["cifar10"]
+    plan = planning({"n": len(row.seeds), "std": None}, target.model_dump(), row.verdict)
+    words = {3: "three", 5: "five"}
+    text = " ".join((root / "README.md").read_text().split())
+    assert (
+        f"{words[len(row.seeds)]} seeds of `cifar10` have a chance of {100 * plan['probability']:.0f} % to be called "
+        f'"reproduced" if there is no difference; {words[plan["seeds_for_80_percent"]]} have more than 80 %'
+    ) in text

@@ -1,12 +1,22 @@
 """Goodness per label -> prediction -> accuracy."""
 
+import pytest
 import torch
 
 from ffrepro import augment
 from ffrepro.data import DATASETS
-from ffrepro.evaluation import accuracy, goodness_table, metrics, predictions
+from ffrepro.evaluation import (
+    accuracy,
+    contenders,
+    decided_table,
+    evaluate,
+    goodness_table,
+    in_float32,
+    metrics,
+    predictions,
+)
 from ffrepro.goodness import goodness
-from ffrepro.training import build
+from ffrepro.training import build, train
 
 CPU = torch.device("cpu")
 
@@ -51,3 +61,34 @@ def test_the_blocks_that_vote_decide():
 
 def test_accuracy_is_in_percent():
     assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
+
+
+def test_contenders_by_hand():
+    goodness = torch.tensor([[10.0, 9.95, 0.0], [10.0, 9.85, 0.0], [1.99, 2.0, 1.985], [0.0, 1.0, 2.0]])
+    found = contenders(goodness.unsqueeze(2), "last").tolist()
+    assert found == [[True, True, False], [False] * 3, [True] * 3, [False] * 3]
+    two = torch.stack([goodness, goodness.flip(1)], 2)  # two blocks of contrary opinions: their mean
+    assert not contenders(two, "last-2")[0].any()
+    assert contenders(two, "last-2")[3].tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize("vote", ["last", "last-2"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_where_rounding_could_decide_float32_does(row, digits, precision, vote):
+    chosen = row(blocks="16 32P 32", precision=precision, epochs=2, vote=vote)
+    network = train(chosen, 0, digits[0]).network
+    images = digits[1].images
+    half, full = goodness_table(network, images, chosen), goodness_table(network, images, in_float32(chosen))
+    table, pairs = decided_table(network, images, chosen)
+    if precision == "float32":
+        assert torch.equal(table, half)
+        assert pairs == 0
+        return
+    close = contenders(half, vote)
+    assert 0 < pairs == close.sum() < close.numel()
+    voters = 1 if vote == "last" else 2
+    assert torch.equal(table[~close], half[~close])
+    assert torch.equal(table[..., :-voters], half[..., :-voters])
+    torch.testing.assert_close(table[close][:, -voters:], full[close][:, -voters:], rtol=1e-5, atol=0)
+    assert torch.equal(predictions(table, vote), predictions(full, vote))
+    assert evaluate(network, digits[1], chosen)[1]["decided_in_float32"] == pairs

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,12 @@ sources:
   someone: Someone, Table 1
 targets:
   one: {mean: 83.51, std: 0.78, source: someone}
+claims:
+  first:
+    claim: One beats two
+    source: someone
+    each: false
+    pairs: [[one, two]]
 """
 ACCURACIES = {0: 83.0, 1: 84.0, 2: 85.5}
 
@@ -46,10 +53,11 @@ def row(params_text, tmp_path_factory):
 
 
 @pytest.fixture
-def small(params_text, tmp_path):
+def small(params_text, tmp_path, root):
     """A project in an empty folder: the row `one` has a published value, `two` neither one nor a reference."""
     (tmp_path / "params.yaml").write_text(params_text)
     (tmp_path / "paper.yaml").write_text(PAPER)
+    shutil.copy(root / "deviations.yaml", tmp_path)
     return Layout(tmp_path)
 
 
@@ -81,7 +89,9 @@ def ran(small, row):
 def judge(project, name, row):
     """What the stages report and verdict do."""
     target = targets.target_of(targets.read_targets(project.paper, project.reference), name, row)
-    result = verdict(report.summarise(name, row, project, target), row.verdict)
+    summary = report.summarise(name, row, project, target)
+    result = verdict(summary, row.verdict)
+    record.write_json(summary, project.summary(name))
     record.write_json(result, project.verdict(name))
     return result
 
@@ -103,15 +113,31 @@ def test_runs_are_collected_in_the_order_of_the_seeds(ran, row):
         assert [run["metrics"]["accuracy"] for run in runs] == [ACCURACIES[seed] for seed in seeds]
 
 
+AGAIN = "; every declared seed counts: run `dvc repro` for them again"
+
+
 @pytest.mark.parametrize("file", ["record.json", "metrics.json"])
 def test_a_missing_run_is_refused(ran, row, file):
     (ran.run("one", 1) / file).unlink()
     line = one_line(report.collect, "one", row, row.seeds, ran)
-    assert line.startswith(f"{ran.run('one', 1) / file}: no such file; run the stage that writes it")
+    assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: no {file}{AGAIN}"
+
+
+def test_all_failed_seeds_are_named_in_one_line(ran, row):
+    (ran.run("one", 0) / "metrics.json").unlink()
+    (ran.run("one", 1) / "metrics.json").write_text("{")
+    write_run(ran, row, 2, 84.0, changed={("record.json", "weights"): "others"})
+    line = one_line(report.collect, "one", row, row.seeds, ran)
+    start = "runs/one: 3 of 3 declared seeds failed: seed 0: no metrics.json; seed 1: metrics.json: not JSON ("
+    assert line.startswith(start)
+    assert line.endswith(f"; seed 2: of other weights{AGAIN}")
 
 
 def test_no_run_at_all_is_refused(small, row):
-    assert "runs/one/0/metrics.json: no such file" in one_line(report.collect, "one", row, row.seeds, small)
+    both = "no metrics.json and no record.json"
+    line = one_line(report.collect, "one", row, row.seeds, small)
+    which = "; ".join(f"seed {seed}: {both}" for seed in (0, 1, 2))
+    assert line == f"runs/one: 3 of 3 declared seeds failed: {which}{AGAIN}"
 
 
 @pytest.mark.parametrize("foreign", ["3", "10", "00", "0.bak", "best"])
@@ -140,13 +166,15 @@ def test_files_beside_the_runs_are_none(ran, row):
 def test_a_run_of_something_else_is_refused(ran, row, file, key, value, what):
     write_run(ran, row, 1, 84.0, changed={(file, key): value})
     line = one_line(report.collect, "one", row, row.seeds, ran)
-    assert line == f"runs/one/1: of other {what}; run `dvc repro` for it again"
+    assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: of other {what}{AGAIN}"
 
 
 def test_runs_of_the_row_before_an_edit_are_refused(ran, row):
     training = row.training.model_copy(update={"epochs": row.training.epochs + 1})
     edited = row.model_copy(update={"training": training})
-    assert "runs/one/0: of other training parameters" in one_line(report.collect, "one", edited, row.seeds, ran)
+    line = one_line(report.collect, "one", edited, row.seeds, ran)
+    which = "; ".join(f"seed {seed}: of other training parameters" for seed in (0, 1, 2))
+    assert line == f"runs/one: 3 of 3 declared seeds failed: {which}{AGAIN}"
     retitled = row.model_copy(update={"title": "A better title"})
     assert len(report.collect("one", retitled, row.seeds, ran)) == 3
 
@@ -155,8 +183,8 @@ def test_a_damaged_run_is_one_line(ran, row):
     path = ran.run("one", 2) / "metrics.json"
     path.write_text('{"accuracy": ')
     line = one_line(report.collect, "one", row, row.seeds, ran)
-    assert line.startswith(f"{path}: not JSON (")
-    assert line.endswith("delete it and run the stage that writes it again")
+    assert line.startswith("runs/one: 1 of 3 declared seeds failed: seed 2: metrics.json: not JSON (")
+    assert line.endswith(f"delete it and run the stage that writes it again{AGAIN}")
 
 
 # summarise
@@ -173,6 +201,7 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
     assert summary["blocks"]["1"]["mean"] == pytest.approx(84.1667 / 2, abs=1e-4)
     assert summary["blocks"]["2"] == summary["accuracy"]
     assert summary["seconds"] == 10 + 11 + 12
+    assert summary["test_images"] == 10_000
     assert summary["device"] == "A GPU, cpu"
     assert (summary["experiment"], summary["seeds"]) == ("one", [0, 1, 2])
     assert summary["target"] == {
@@ -180,6 +209,7 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
         "mean": 83.51,
         "std": 0.78,
         "n": None,
+        "values": None,
         "source": "Someone, Table 1",
         "row": None,
     }
@@ -225,6 +255,7 @@ def test_the_table_has_the_same_cells_in_markdown_and_csv(ran, row):
     judge(ran, "one", row)
     printed = report.write_tables(ran)
     assert ran.table("md").read_text() == printed
+    printed = printed.split("\n\n")[0]
     with ran.table("csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == cells(printed) == report.table(ran)
     one, two = cells(printed)
@@ -237,6 +268,7 @@ def test_the_table_has_the_same_cells_in_markdown_and_csv(ran, row):
         "target (%)": "83.51 ± 0.78 published",
         "difference": "+0.66",
         "verdict": "inconclusive",  # 2.9200 * 1.2583 / sqrt(3) = 2.12 around 0.66 is not within 1.5
+        "not worse": "not worse",  # 0.66 - 2.12 = -1.46
         "device": "A GPU, cpu",
         "seconds a seed": "11",
     }
@@ -250,7 +282,7 @@ def test_the_table_has_the_same_cells_in_markdown_and_csv(ran, row):
 
 
 def test_without_any_run_every_row_says_not_run(small):
-    for line in cells(report.write_tables(small)):
+    for line in cells(report.write_tables(small).split("\n\n")[0]):
         assert (line["accuracy (%)"], line["verdict"]) == ("not run", "not run")
 
 
@@ -297,15 +329,30 @@ def test_the_sentence_names_measured_target_rule_and_outcome(ran, row):
         "one: test accuracy in percent 84.17 ± 1.26 (n = 3), on A GPU, cpu, 33 s of training\n"
         "target:  83.51 ± 0.78, published: Someone, Table 1\n"
         "rule:    the 90 % interval of (measured - target) lies within ±1.5 points (TOST at 0.05)\n"
-        "verdict: inconclusive: the interval is [-1.46, +2.78]"
+        "verdict: inconclusive: the interval is [-1.46, +2.78], p = 0.1828\n"
+        "one-sided reading: not worse: the lower bound at 0.05, -1.46, lies above -1.5, p = 0.0486\n"
+        "bootstrap interval over seeds: [-0.18, +1.49] (too narrow for few seeds; no say)\n"
+        "sampling error: another test set of 10000 images would add ±0.37 points to a run (binomial standard error; "
+        "not in the interval, since all runs share one test set)\n"
+        'power: 52 % to say "reproduced" with n = 3 if there is no difference; 80 % takes 5 seeds '
+        "(by the published spread, 0.78 points)"
     )
 
 
 def test_the_sentence_of_a_row_without_a_target(ran, row):
-    ran.paper.write_text("sources: {}\ntargets: {}\n")
+    ran.paper.write_text("sources: {}\ntargets: {}\nclaims: {}\n")
     text = report.sentence(judge(ran, "one", row))
     assert "\ntarget:  none\n" in text
-    assert text.endswith("\nverdict: inconclusive: no published or reference value to compare with")
+    assert "\nverdict: inconclusive: no published or reference value to compare with\nsampling error: " in text
+    assert "power" not in text
+    assert "one-sided" not in text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, ""), (0.04823, ", p = 0.0482"), (1.0, ", p = 1.0000"), (0.0, ", p < 0.0001")]
+)
+def test_p_in_words(p, text):
+    assert report.p_text(p) == text
 
 
 def test_the_overview_names_what_a_row_is_needs_and_costs(small, row):
@@ -450,7 +497,9 @@ def test_a_reference_that_does_not_add_up_is_refused(small, content):
 
 def test_the_papers_values_are_read(root, small):
     assert targets.read_paper(small.paper) == {
-        "one": targets.Target(kind="published", mean=83.51, std=0.78, n=None, source="Someone, Table 1", row=None)
+        "one": targets.Target(
+            kind="published", mean=83.51, std=0.78, n=None, values=None, source="Someone, Table 1", row=None
+        )
     }
     assert targets.read_paper(root / "paper.yaml")["cifar10"].mean == 83.51
 
@@ -472,7 +521,7 @@ def test_the_papers_values_are_read(root, small):
         (
             "sources:",
             "source: 1\nsources:",
-            "source: given an unknown key (did you mean sources?); allowed: sources, targets",
+            "source: given an unknown key (did you mean sources?); allowed: sources, targets, claims",
         ),
         (
             "  one: {mean: 83.51, std: 0.78, source: someone}",
@@ -480,7 +529,31 @@ def test_the_papers_values_are_read(root, small):
             "targets.one: given 83.51; allowed: a mapping of",
         ),
         ("  one: {", "  One: {", "targets.One: given 'One'; allowed: text like 'cifar10-quick'"),
-        (PAPER, "", "given nothing; allowed: a mapping of sources, targets"),
+        ("    pairs: [[one, two]]", "", f"claims.first.pairs: given nothing; allowed: {targets.PAIRS}"),
+        *(
+            ("[[one, two]]", given, f"claims.first.pairs: given {shown}; allowed: {targets.PAIRS}")
+            for given, shown in {
+                "[]": "[]",
+                "one": "'one'",
+                "[one, two]": "['one', 'two']",
+                "[[one, one]]": "[['one', 'one']]",
+                "[[one, two], [one, two]]": "[['one', 'two'], ['one', 'two']]",
+                "[[one, two, three]]": "[['one', 'two', 'three']]",
+                "[[One, two]]": "[['One', 'two']]",
+                "[[1, 2]]": "[[1, 2]]",
+                "[{}]": "[{}]",
+            }.items()
+        ),
+        ("each: false", "each: 1", "claims.first.each: given 1; allowed: true or false"),
+        ("    each: false\n", "", "claims.first.each: given nothing; allowed: true or false"),
+        ("claim: One beats two", "claim: ''", "claims.first.claim: given ''; allowed: text of 1 to 200 characters"),
+        (
+            "    each:",
+            "    clam: 1\n    each:",
+            "claims.first.clam: given an unknown key (did you mean claim?); allowed: ",
+        ),
+        ("  first:", "  First:", "claims.First: given 'First'; allowed: text like 'cifar10-quick'"),
+        (PAPER, "", "given nothing; allowed: a mapping of sources, targets, claims"),
         (PAPER, "a: [", "line 1: not valid YAML 1.2: "),
     ],
 )
@@ -491,12 +564,14 @@ def test_a_mistake_in_paper_yaml_is_one_line(small, old, new, line):
 
 
 def test_every_unknown_source_has_its_line(small):
-    small.paper.write_text(PAPER.replace("someone}", "nobody}") + "  two: {mean: 1, std: 1, source: anybody}\n")
+    two = "someone}\n  two: {mean: 1, std: 1, source: anybody}".replace("someone", "nobody")
+    small.paper.write_text(PAPER.replace("someone}", two).replace("source: someone\n", "source: somebody\n"))
     with pytest.raises(UserError) as caught:
         targets.read_paper(small.paper)
     assert str(caught.value).splitlines() == [
         "paper.yaml: targets.one.source: given 'nobody'; allowed: someone",
         "paper.yaml: targets.two.source: given 'anybody'; allowed: someone",
+        "paper.yaml: claims.first.source: given 'somebody'; allowed: someone",
     ]
 
 

@@ -10,9 +10,12 @@ import time
 import pytest
 import torch
 
-from ffrepro import record
+from ffrepro import negatives, record
+from ffrepro.checkpoint import chained, hashes, read, snapshot
 from ffrepro.data import Split
-from ffrepro.training import train
+from ffrepro.engine import Engine
+from ffrepro.step import optimizers
+from ffrepro.training import build, first_link, train
 
 
 def assert_same_weights(one, other):
@@ -97,26 +100,106 @@ def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, mo
     assert_same_weights(resumed, train(chosen, seed, data)[0])
 
 
-def test_killed_training_ends_in_the_same_weights(project):
-    """The train stage itself, killed at random moments of three epochs, then left to finish."""
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+def kill_and_compare(project, kills, pause):
+    """Kill the train stage at random moments, let it finish, and compare its files with an undisturbed run's."""
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])
     folder, checkpoint = project.root / "runs" / "digits" / "0", project.root / "checkpoints" / "digits-0.pt"
     undisturbed = (folder / "weights.safetensors").read_bytes()
+    chain = record.read_json(folder / "record.json")["chain"]
     shutil.rmtree(folder)
     command = [sys.executable, "-m", "pipelines.train", "digits", "0"]
-    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for how in kills:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL)
         while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
             assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.1))  # an epoch takes about as long
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, pause))
         process.send_signal(how)
         assert process.wait() != 0
         assert not (folder / "weights.safetensors").exists()
+        state = read(checkpoint, torch.device("cpu"))  # whole, whenever the kill came
+        assert state["chain"] == chain[: len(state["history"])]
     done = project.run("python", "-m", "pipelines.train", "digits", "0")
     assert done.returncode == 0
     assert "going on after epoch" in done.stderr
     assert (folder / "weights.safetensors").read_bytes() == undisturbed
+    assert record.read_json(folder / "record.json")["chain"] == chain
     assert not checkpoint.exists()
+
+
+def test_killed_training_ends_in_the_same_weights(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+    kill_and_compare(project, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT), pause=0.1)  # about an epoch
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_in_the_same_weights_and_chain(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 32 64P 64 64")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 60")
+    kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT] * 7
+    kill_and_compare(project, kills[:20], pause=0.5)
+
+
+@pytest.mark.parametrize("when", ["while writing", "before the rename"])
+def test_a_power_cut_while_a_checkpoint_is_written_loses_one_epoch(row, digits, tmp_path, monkeypatch, when):
+    """The machine stops where no handler runs any more: what lies on the disk then is all there is."""
+    chosen, data, path = row(epochs=3, blocks="4 8P"), digits[0][torch.arange(200)], tmp_path / "c.pt"
+    undisturbed = train(chosen, 0, data)
+    writes = 0
+
+    class PowerCutError(BaseException):
+        pass
+
+    def write(target, writer):
+        nonlocal writes
+        writes += 1
+        part = target.with_name(target.name + ".part")
+        writer(part)
+        if writes == 2:
+            if when == "while writing":
+                part.write_bytes(part.read_bytes()[:1000])
+            raise PowerCutError
+        part.replace(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write", write)
+        with pytest.raises(PowerCutError):
+            train(chosen, 0, data, checkpoint=path)
+    assert (tmp_path / "c.pt.part").exists()
+    lines = []
+    resumed = train(chosen, 0, data, checkpoint=path, say=lines.append)
+    assert lines == ["c.pt: going on after epoch 1"]
+    assert_same_weights(resumed.network, undisturbed.network)
+    assert resumed.chain == undisturbed.chain
+
+
+def test_the_chain_starts_from_what_is_trained_and_ends_in_the_weights(row, digits):
+    data = digits[0][torch.arange(100)]
+    one, other = (train(row(epochs=2, blocks="4 4P", alpha=alpha), 0, data) for alpha in (4.0, 5.0))
+    assert [link["epoch"] for link in one.chain] == [1, 2]
+    assert one.chain[-1]["weights"] == record.tensors_hash(one.network.state_dict())
+    assert not {link["link"] for link in one.chain} & {link["link"] for link in other.chain}
+    assert first_link({"seed": "0", "environment": "here"}) == first_link({"seed": "0", "environment": "there"})
+    assert first_link({"seed": "0"}) != first_link({"seed": "1"})
+
+
+def test_a_link_by_hand():
+    # printf 'a\n1\nb\nc\n' | sha256sum
+    link = "5e44e5da038145bb19b3680c2e20d55d78f7b09680198f84bdb87da8b19001d8"
+    assert chained("a", 1, "b", "c") == {"epoch": 1, "weights": "b", "optimizer": "c", "link": link}
+
+
+def test_the_hash_of_the_optimizers_sees_each_moment_and_the_memory(row, digits):
+    chosen = row(epochs=1, blocks="4 4P", hardness=1)
+    network = build(chosen, 0, torch.device("cpu"))
+    adams, memory = optimizers(network, chosen.training), negatives.memory(100, 10, torch.device("cpu"))
+    Engine(network, adams, memory, digits[0][torch.arange(100)], chosen).epoch(0, 0)
+    state = snapshot(network, adams, memory)
+    seen = {hashes(state)}
+    tensors = [value for adam in adams for one in adam.state.values() for value in one.values()] + list(memory)
+    for tensor in tensors:
+        tensor.view(-1)[0] += 1 if tensor.view(-1)[0].isfinite() else 0
+        tensor.view(-1)[0].nan_to_num_(7.0)
+        seen.add(hashes(state))
+    assert len(seen) == 1 + len(tensors)

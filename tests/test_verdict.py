@@ -4,12 +4,25 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp, ttest_ind
+import scipy.stats
+from scipy.stats import norm, ttest_1samp, ttest_ind, ttest_ind_from_stats
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind
 
 from ffrepro import record
 from ffrepro.config import VerdictRule
 from ffrepro.targets import spread
-from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, standard_error, verdict
+from ffrepro.verdict import (
+    EXIT_CODES,
+    INCONCLUSIVE,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    bootstrap,
+    planning,
+    power,
+    sampling_error,
+    standard_error,
+    verdict,
+)
 
 
 def rule(margin, alpha=0.05):
@@ -17,16 +30,16 @@ def rule(margin, alpha=0.05):
 
 
 def published(mean, std=0.5):
-    return {"kind": "published", "mean": mean, "std": std, "n": None, "source": "a paper"}
+    return {"kind": "published", "mean": mean, "std": std, "n": None, "values": None, "source": "a paper"}
 
 
 def reference(*values):
     known = spread(list(values))
-    return {"kind": "reference", "mean": known["mean"], "std": known["std"], "n": known["n"], "source": "here"}
+    return {"kind": "reference", **known, "source": "here"}
 
 
 def judged(values, target, margin=1.5, alpha=0.05):
-    return verdict({"accuracy": spread(list(values)), "target": target}, rule(margin, alpha))
+    return verdict({"accuracy": spread(list(values)), "test_images": 10_000, "target": target}, rule(margin, alpha))
 
 
 # By hand. Student's t at 0.95: 6.3138 (1 degree of freedom), 2.9200 (2), 2.3534 (3), 2.1318 (4).
@@ -150,7 +163,8 @@ def test_the_rule_names_the_level_margin_and_alpha(alpha, level):
 
 
 def test_the_summary_goes_along_and_the_whole_can_be_written(tmp_path):
-    summary = {"experiment": "digits", "accuracy": spread([83.0, 84.0]), "target": reference(84.0, 85.0, 86.0)}
+    target = reference(84.0, 85.0, 86.0)
+    summary = {"experiment": "digits", "accuracy": spread([83.0, 84.0]), "test_images": 360, "target": target}
     result = verdict({**summary, "seconds": 9}, rule(1))
     assert {key: result[key] for key in summary} == summary
     assert result["seconds"] == 9
@@ -160,6 +174,186 @@ def test_the_summary_goes_along_and_the_whole_can_be_written(tmp_path):
 
 def test_exit_codes():
     assert EXIT_CODES == {"reproduced": 0, "not reproduced": 3, "inconclusive": 4}
+
+
+# "Not worse", and p values
+
+
+def test_not_worse_is_the_lower_bound_alone():
+    # the first test's interval, [-1.1859, 2.1859]; t = (0.5 + 1.5) / 0.57735 = 3.4641 and (1.5 - 0.5) / ... = 1.7321,
+    # 2 degrees of freedom, where p = 1/2 - t / (2 sqrt(2 + t^2)): 0.037090 and 0.112702
+    result = judged([83, 84, 85], published(83.5), margin=1.5)
+    assert result["verdict"] == INCONCLUSIVE
+    assert result["p"] == pytest.approx(0.112702, abs=1e-6)
+    assert result["not_worse"] == {
+        "holds": True,
+        "bound": result["interval"][0],
+        "p": pytest.approx(0.037090, abs=1e-6),
+        "words": "not worse: the lower bound at 0.05, -1.19, lies above -1.5",
+    }
+
+
+def test_far_above_is_not_reproduced_and_yet_not_worse():
+    result = judged([83, 84, 85], published(70))
+    assert (result["verdict"], result["not_worse"]["holds"]) == (NOT_REPRODUCED, True)
+    assert result["p"] > 0.95
+    assert result["not_worse"]["p"] < 0.01
+
+
+@pytest.mark.parametrize("target", [84, 90])
+def test_not_worse_is_not_shown_by_too_few_or_by_worse_seeds(target):
+    reading = judged([83, 84, 85], published(target), margin=1)["not_worse"]
+    assert not reading["holds"]
+    assert reading["p"] > 0.05
+    low = f"{84 - target - 1.6859:+.2f}"
+    assert reading["words"] == f"not shown: the lower bound at 0.05, {low}, does not lie above -1"
+
+
+@pytest.mark.parametrize(
+    ("target", "tost", "not_worse"), [(84, 0, 0), (82.5, 1, 0), (85.5, 1, 1), (80, 1, 0), (90, 1, 1)]
+)
+def test_without_any_spread_p_is_0_or_1(target, tost, not_worse):
+    result = judged([84, 84], published(target), margin=1.5)
+    assert (result["p"], result["not_worse"]["p"]) == (tost, not_worse)
+
+
+@pytest.mark.parametrize(("values", "target"), [([84], published(84)), ([83, 84], reference(84)), ([83, 84], None)])
+def test_what_cannot_be_told_is_none(values, target):
+    result = judged(values, target)
+    assert [result[key] for key in ("interval", "p", "not_worse", "bootstrap")] == [None] * 4
+    assert result["sampling_error"] > 0
+
+
+# The bootstrap interval
+
+
+def test_bootstrap_by_hand():
+    # 27 equally likely resamples of three values 0, 1, 2: their sum is 0 in 1, 1 in 3, ... 6 in 1 of 27. Up to 0 lie
+    # 3.7 %, up to 1/3 14.8 %: 5 % and 95 % are 1/3 and 5/3, 2.5 % and 97.5 % the ends.
+    assert bootstrap([0, 1, 2], None, 0.9) == pytest.approx([1 / 3, 5 / 3])
+    assert bootstrap([0, 1, 2], None, 0.95) == [0, 2]
+    # both sides are resampled: of 16 differences of two means of two values each, 1 is -1 and 1 is 1
+    assert bootstrap([0, 1], [0, 1], 0.9) == [-1, 1]
+    assert bootstrap([0, 1], [0, 1], 0.7) == [-0.5, 0.5]  # 1/16 < 15 % < 5/16
+
+
+def test_bootstrap_needs_two_seeds_on_each_side_that_is_resampled():
+    assert bootstrap([84], None, 0.9) is None
+    assert bootstrap([84], [83, 84], 0.9) is None
+    assert bootstrap([83, 84], [84], 0.9) is None
+    assert bootstrap([84, 84], [83, 83], 0.9) == [1, 1]
+
+
+@pytest.mark.parametrize("target", [published(83.5), reference(83, 83.5, 84.5, 85)])
+def test_bootstrap_is_scipys_and_the_same_each_time(target):
+    ours = [83.0, 84.2, 85.5, 84.9]
+    found = judged(ours, target)["bootstrap"]
+    assert judged(ours, target)["bootstrap"] == found
+    theirs = [target["values"]] if target["values"] else []
+    expected = scipy.stats.bootstrap(
+        [ours, *theirs],
+        lambda *sides, axis: sides[0].mean(axis) - (sides[1].mean(axis) if theirs else target["mean"]),
+        n_resamples=100_000,
+        confidence_level=0.9,
+        method="percentile",
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    assert found == pytest.approx([*expected], abs=0.04)
+
+
+# The sampling error
+
+
+def test_sampling_error_is_the_binomials():
+    assert sampling_error(80, 10_000) == pytest.approx(0.4)  # 100 sqrt(0.8 * 0.2 / 10000)
+    assert sampling_error(95, 360) == pytest.approx(100 * scipy.stats.binom(360, 0.95).std() / 360)
+    assert sampling_error(100, 360) == 0
+    assert judged([79, 80, 81], published(80))["sampling_error"] == pytest.approx(0.4)
+
+
+# Power
+
+
+@pytest.mark.parametrize("std", [0.5, 1.5, 4])
+def test_power_of_two_seeds_in_closed_form(std):
+    # at alpha 1/4 Student's t with 1 degree of freedom is 1: reproduced iff |x| + |y| < margin sqrt(2) / std for
+    # independent standard normal x, y, a square: (2 Phi(margin / std) - 1)^2
+    expected = (2 * norm.cdf(1.5 / std) - 1) ** 2
+    assert power(2, None, std, rule(1.5, 0.25)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_power_of_one_seed_against_a_reference():
+    # the interval is 2.9200 * sqrt(1 + 1/3) * std wide to either side: 3.3717 for 1; 5 - 3.3717 = 1.6283 is left, of a
+    # normal difference whose deviation is 1.1547: 2 Phi(1.4101) - 1
+    assert power(1, 3, 1, rule(5)) == pytest.approx(2 * norm.cdf(1.4101) - 1, abs=1e-4)
+    assert power(1, 3, 1, rule(3.37)) == 0  # nothing that one seed gives lies within
+    assert power(1, 3, 2.3256, rule(5)) == 0  # the row cifar10-quick
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, None), (1, 1), (5, 1)])
+def test_power_is_0_where_the_rule_never_says_reproduced(n, m):
+    assert power(n, m, 0.1, rule(50)) == 0
+
+
+def test_power_without_spread_is_certain_and_grows_with_margin_and_seeds():
+    assert power(2, None, 0, rule(1)) == 1
+    for m in (None, 5):
+        assert sorted(powers := [power(3, m, 0.8, rule(margin)) for margin in (0.5, 1, 1.5, 2, 4)]) == powers
+        assert sorted(powers := [power(n, m, 0.8, rule(1.5)) for n in range(2, 9)]) == powers
+        assert 0 < powers[0] < powers[-1] < 1
+
+
+POWERS = [
+    (2, None, 0.5),
+    (3, None, 0.78),
+    (5, None, 1.2),
+    (3, 5, 0.5),
+    (2, 3, 0.4),
+    (4, 2, 0.5),
+    (8, 4, 0.9),
+    (1, 5, 0.4),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "std"), POWERS)
+def test_power_is_how_often_the_rule_says_reproduced(n, m, std):
+    # the truth is 80; a reference is off by its mean's error, and its spread is `std`
+    count, margin, alpha = 20_000, 1.5, 0.05
+    generator = np.random.default_rng(n)
+    ours = generator.normal(80, std, (count, n))
+    mean, deviation = ours.mean(1), ours.std(1, ddof=1) if n > 1 else np.zeros(count)
+    target = 80 + (generator.normal(0, std / math.sqrt(m), count) if m else np.zeros(count))
+
+    def p(shift):
+        if m is None:
+            return ttest_1samp(ours.T, target + shift, alternative="greater" if shift < 0 else "less").pvalue
+        sides = (mean - shift, deviation, n, target, np.full(count, std), m)
+        if n == 1:  # the reference's spread stands in: a pooled test, where a sample of 1 has no degree of freedom
+            return ttest_ind_from_stats(*sides, alternative="greater" if shift < 0 else "less").pvalue
+        return ttest_ind_from_stats(*sides, equal_var=False, alternative="greater" if shift < 0 else "less").pvalue
+
+    says = (p(-margin) < alpha) & (p(margin) < alpha)
+    found = power(n, m, std, rule(margin, alpha))
+    assert 0.02 < found < 0.999  # else nothing is tested
+    assert abs(says.mean() - found) < 4 * math.sqrt(found * (1 - found) / count)
+    for one in range(25):  # and these draws are judged by the rule itself
+        known = {"kind": "reference" if m else "published", "mean": target[one], "std": std, "n": m}
+        known["values"] = [target[one]] * m if m else None  # of the bootstrap alone
+        assert (judged(ours[one].tolist(), known, margin, alpha)["verdict"] == REPRODUCED) == says[one]
+
+
+def test_planning_names_the_spread_and_the_fewest_seeds():
+    ours = spread([83.0, 84.0, 85.0])
+    plan = planning(ours, published(84, std=0.78), rule(1.5))
+    assert (plan["std"], plan["std_of"]) == (0.78, "published")
+    assert plan["probability"] == power(3, None, 0.78, rule(1.5))
+    enough = plan["seeds_for_80_percent"]
+    assert power(enough, None, 0.78, rule(1.5)) >= 0.8 > power(enough - 1, None, 0.78, rule(1.5))
+    assert planning(ours, reference(83, 84), rule(1.5))["std_of"] == "reference"
+    single = planning(ours, reference(84), rule(1.5))  # a reference of one seed: only ours tell a spread
+    assert single == {"probability": 0, "std": 1, "std_of": "measured", "seeds_for_80_percent": None}
+    assert planning(spread([84.0]), reference(84), rule(1.5)) is None
+    assert planning(ours, reference(82, 84, 86), rule(1.5))["seeds_for_80_percent"] is None  # ours cannot mend theirs
 
 
 # Random cases: 1 to 6 seeds, near and far, against published values and references
@@ -216,10 +410,10 @@ def test_better_by_as_much_is_judged_like_worse():
     for ours, theirs, margin, alpha in cases(100):
         for n in (1, len(ours)):
             better = judged(ours[:n], reference(*theirs), margin, alpha)
-            mirrored = judged([-x for x in ours[:n]], reference(*(-x for x in theirs)), margin, alpha)
+            mirrored = judged([160 - x for x in ours[:n]], reference(*(160 - x for x in theirs)), margin, alpha)
             assert better["verdict"] == mirrored["verdict"]
-            assert mirrored["difference"] == -better["difference"]
-            assert mirrored["interval"] == [-better["interval"][1], -better["interval"][0]]
+            assert mirrored["difference"] == pytest.approx(-better["difference"], abs=1e-12)
+            assert mirrored["interval"] == pytest.approx([-end for end in better["interval"][::-1]], abs=1e-11)
 
 
 def test_a_wider_margin_never_takes_reproduced_back():
@@ -227,3 +421,25 @@ def test_a_wider_margin_never_takes_reproduced_back():
         outcomes = [judged(ours, reference(*theirs), margin * k, alpha)["verdict"] for k in (0.25, 0.5, 1, 2, 4)]
         order = [NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED]
         assert outcomes == sorted(outcomes, key=order.index)
+
+
+def test_p_values_and_intervals_are_those_of_statsmodels():
+    for ours, theirs, margin, alpha in cases(100):
+        result = judged(ours, reference(*theirs), margin, alpha)
+        p, lower, _ = ttost_ind(ours, theirs, -margin, margin, usevar="unequal")
+        assert (result["p"], result["not_worse"]["p"]) == (pytest.approx(p), pytest.approx(lower[1]))
+        both = CompareMeans(DescrStatsW(ours), DescrStatsW(theirs))
+        assert result["interval"] == pytest.approx([*both.tconfint_diff(2 * alpha, usevar="unequal")])
+        result, mine = judged(ours, published(theirs[0]), margin, alpha), DescrStatsW(ours)
+        p, lower, _ = mine.ttost_mean(theirs[0] - margin, theirs[0] + margin)
+        assert (result["p"], result["not_worse"]["p"]) == (pytest.approx(p), pytest.approx(lower[1]))
+        assert np.add(result["interval"], theirs[0]) == pytest.approx([*mine.tconfint_mean(2 * alpha)])
+
+
+def test_p_values_agree_with_the_words():
+    for ours, theirs, margin, alpha in cases():
+        for n in (1, len(ours)):
+            result = judged(ours[:n], reference(*theirs), margin, alpha)
+            assert (result["verdict"] == REPRODUCED) == (result["p"] < alpha)
+            assert result["not_worse"]["holds"] == (result["not_worse"]["p"] < alpha)
+            assert result["not_worse"]["holds"] or result["verdict"] != REPRODUCED

@@ -1,0 +1,126 @@
+"""Keep a training honest at a small part of its cost: train randomly drawn epochs again and compare with the chain.
+
+The auditor needs the record, the states that were kept beside the training (`reproduce --keep-states`) and the data.
+State e - 1 must be the one that the chain names; epoch e trained from it, here and now, must end in the state that the
+chain names: bitwise where the environment is the record's, elsewhere within `TOLERANCE`.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from ffrepro import checkpoint, determinism, negatives, record, training
+from ffrepro.data import Split
+from ffrepro.engine import Engine
+from ffrepro.errors import UserError
+from ffrepro.proof import Run
+from ffrepro.step import optimizers
+
+TOLERANCE = 0.5
+"""Largest distance between two machines' weights after one epoch from the same state, as a share of how far the epoch
+moved them. What was measured, and what an altered epoch gives, is in docs/proof.md."""
+
+
+class Finding(NamedTuple):
+    """holds: True, False, or None where it cannot be told (another environment, and state `epoch` was not kept)."""
+
+    epoch: int
+    found: str
+    holds: bool | None
+
+
+def candidates(run: Run, states: Path) -> list[int]:
+    """The epochs that can be trained again: the first, and each that follows a state that was kept."""
+    epochs = range(1, run.row.training.epochs + 1)
+    return [e for e in epochs if e == 1 or checkpoint.kept_state(states, e - 1).exists()]
+
+
+def draw(there: list[int], k: int, seed: int) -> list[int]:
+    """k different epochs at random. The auditor keeps the seed until the record is in hand."""
+    if not 1 <= k <= len(there):
+        raise UserError(f"--epochs: given {k}; allowed: 1 to {len(there)}, the epochs whose state before was kept")
+    return sorted(random.Random(seed).sample(there, k))
+
+
+def detection(epochs: int, altered: int, drawn: int) -> float:
+    """Probability that `drawn` of `epochs` epochs, drawn without putting back, hit one of `altered` ones."""
+    return 1 - math.comb(epochs - altered, drawn) / math.comb(epochs, drawn)
+
+
+def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.device) -> Iterator[Finding]:
+    """Train each drawn epoch again.
+
+    data: the row's training split. states: the folder of the kept states. Raises UserError for a state that is not the
+    chain's.
+    """
+    facts, row, seed = run.facts, run.row, run.facts["seed"]
+    if record.code_hash() != facts["code"]:
+        raise UserError(f"{run.folder}: trained by another version of the code than this one; audit with that version")
+    chain = {link["epoch"]: link for link in facts["chain"]}
+    here = record.environment(device) == facts["environment"]
+    for epoch in drawn:
+        network = training.build(row, seed, device)
+        adams, memory = optimizers(network, row.training), negatives.memory(len(data.labels), row.classes, device)
+        if epoch > 1:
+            before = _state(checkpoint.kept_state(states, epoch - 1), chain[epoch - 1], device)
+            checkpoint.restore(before, network, adams, memory)
+        start = {name: value.clone() for name, value in network.named_parameters()}
+        Engine(network, adams, memory, data.to(device), row).epoch(seed, epoch - 1)
+        weights, optimizer = checkpoint.hashes(checkpoint.snapshot(network, adams, memory))
+        if (weights, optimizer) == (chain[epoch]["weights"], chain[epoch]["optimizer"]):
+            yield Finding(epoch, f"the same bits: weights {weights[:12]}, optimizer {optimizer[:12]}", True)
+        elif here:
+            yield Finding(
+                epoch, f"other bits in the same environment: {weights[:12]}, not {chain[epoch]['weights'][:12]}", False
+            )
+        elif not (path := checkpoint.kept_state(states, epoch)).exists():
+            yield Finding(epoch, "another environment than the record's, and the state after it was not kept", None)
+        else:
+            theirs = _state(path, chain[epoch], device)["network"]
+            share = distance(dict(network.named_parameters()), theirs, start)
+            text = f"another environment than the record's: {100 * share:.1f} % apart of what the epoch moved"
+            yield Finding(epoch, f"{text} ({100 * TOLERANCE:g} % allowed)", share <= TOLERANCE)
+
+
+def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> float:
+    """|mine - theirs| / |theirs - start| over all parameters."""
+    apart = sum(float((mine[name].detach() - theirs[name]).double().square().sum()) for name in start)
+    moved = sum(float((theirs[name] - start[name].detach()).double().square().sum()) for name in start)
+    return math.sqrt(apart / moved) if moved else math.inf
+
+
+def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    state = checkpoint.read(path, device)
+    if checkpoint.hashes(state) != (link["weights"], link["optimizer"]):
+        raise UserError(
+            f"{path.parent.name}/{path.name}: not the state that the chain names after epoch {link['epoch']}"
+        )
+    return state
+
+
+def report(run: Run, data: Split, states: Path, k: int, seed: int | None, device: torch.device) -> int:
+    """Draw, train, compare, print: 0 all follow, 3 one does not, 4 one cannot be told. states: folder of the states."""
+    determinism.switch_on()
+    name, n = f"{run.facts['experiment']}-{run.facts['seed']}", run.row.training.epochs
+    there = candidates(run, states)
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    drawn = draw(there, k, seed)
+    print(
+        f"{name}: {len(there)} of {n} epochs can be trained again; drawn: {', '.join(map(str, drawn))} (--draw {seed})"
+    )
+    code = 0
+    for epoch, found, holds in audit(run, data, states, drawn, device):
+        mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[holds]
+        typer.secho(mark, fg=colour, nl=False)
+        print(f" epoch {epoch}: {found}", flush=True)
+        code = 3 if holds is False else max(code, 4) if holds is None and code != 3 else code
+    shares = [(share, detection(n, max(1, round(n * share)), k)) for share in (0.01, 0.1, 0.5)]
+    chances = ", ".join(f"{100 * chance:.0f} % if {max(1, round(n * share))} of {n}" for share, chance in shares)
+    print(f"a draw of {k} hits an altered epoch with a probability of {chances} were altered")
+    return code

@@ -1,0 +1,88 @@
+"""The paper's claims, which are comparisons between rows: whether the rows' results support them.
+
+A claim's test is one-sided, at level 0.05, and looks at nothing but each row's mean, spread and n over its declared
+seeds. Rows count as independent; equal seeds make them alike, if anything, and then the test is cautious.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ffrepro import config, record
+from ffrepro.config import Experiment
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.targets import Claim, read_claims
+from ffrepro.verdict import p_above, welch
+
+ALPHA = 0.05
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+
+
+def difference(pairs: list[tuple[str, str]], rows: Mapping[str, dict[str, Any]]) -> tuple[float, float, float]:
+    """The mean over pairs of (mean of the higher row - mean of the lower), its p for "above 0" and its p for "below".
+
+    rows: {"mean", "std", "n"} by name, n at least 2. The standard error is that of the weighted sum over rows, so a row
+    of several pairs enters once, with its whole weight; degrees of freedom by Welch and Satterthwaite over all rows.
+    """
+    weights: dict[str, float] = {}
+    for higher, lower in pairs:
+        weights[higher] = weights.get(higher, 0) + 1
+        weights[lower] = weights.get(lower, 0) - 1
+    terms = [(weight / len(pairs), rows[name]) for name, weight in weights.items() if weight]
+    error, found = welch(terms), sum(weight * row["mean"] for weight, row in terms)
+    return found, p_above(found, error), p_above(-found, error)
+
+
+def judge(claim: Claim, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The claim's outcome by its rows' results: {"mean", "std", "n"} in percent by name, of those rows that have any.
+
+    `each: false`: the mean over pairs decides, supported at p < 0.05 for higher, contradicted at p < 0.05 for lower.
+    `each: true`: every pair must hold. Supported when each is at p < 0.05 (intersection-union: p is the largest, and
+    needs no correction); contradicted when one is reversed at p < 0.05 / number of pairs (Bonferroni, since any of them
+    would do). `difference` is then the smallest.
+    """
+    pairs = list(claim.pairs)
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    result: dict[str, Any] = {
+        "claim": claim.claim,
+        "pairs": [list(pair) for pair in pairs],
+        "each": claim.each,
+        "difference": None,
+        "p": None,
+        "p_reversed": None,
+    }
+    if missing := [name for name in names if name not in rows]:
+        return {**result, "verdict": NOT_RUN, "why": f"no results of {', '.join(missing)}"}
+    if single := [name for name in names if rows[name]["n"] < 2]:
+        return {**result, "verdict": INCONCLUSIVE, "why": f"1 seed does not tell the spread: {', '.join(single)}"}
+    tests = [difference([pair], rows) for pair in pairs] if claim.each else [difference(pairs, rows)]
+    found, p = min(test[0] for test in tests), max(test[1] for test in tests)
+    p_reversed = min(1.0, len(tests) * min(test[2] for test in tests))
+    word = SUPPORTED if p < ALPHA else CONTRADICTED if p_reversed < ALPHA else INCONCLUSIVE
+    what = "smallest" if claim.each else "mean"
+    why = f"{what} difference {found:+.2f} points" if len(pairs) > 1 else f"difference {found:+.2f} points"
+    return {**result, "difference": found, "p": p, "p_reversed": p_reversed, "verdict": word, "why": why}
+
+
+def check(claims: Mapping[str, Claim], rows: Mapping[str, Experiment]) -> None:
+    """Refuse a pair of rows on different data sets, whose accuracies say nothing about each other."""
+    for name, claim in claims.items():
+        for pair in claim.pairs:
+            sets = {rows[row].data.name: None for row in pair if row in rows}
+            if len(sets) > 1:
+                given = f"paper.yaml: claims.{name}.pairs: given {list(pair)}, rows of {' and '.join(sets)}"
+                raise UserError(f"{given}; allowed: rows of one data set")
+
+
+def read(project: Layout) -> list[dict[str, Any]]:
+    """The outcome of every claim of paper.yaml. A result of other parameters than the row's in params.yaml counts as
+    none."""
+    rows, claims = config.load(project.params).experiments, read_claims(project.paper)
+    check(claims, rows)
+    results = {}
+    for name in {name for claim in claims.values() for pair in claim.pairs for name in pair} & rows.keys():
+        path = project.summary(name)
+        summary = record.read_json(path) if path.exists() else None
+        if summary and summary["row"] == record.text_hash(config.canonical(rows[name])):
+            results[name] = summary["accuracy"]
+    return [{"id": name, **judge(claim, results)} for name, claim in claims.items()]

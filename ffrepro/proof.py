@@ -1,0 +1,335 @@
+"""What a run's files prove: a ladder of checks, from "not altered since" to "the same bits as the reference".
+
+Everything is computed anew from weights, labels and goodness; the metrics file is judged, never believed. A rung that
+does not hold ends the climb with one line that names the link that broke. One that cannot be told on this machine says
+so, which is a legal answer. docs/proof.md explains the ladder to a reviewer.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from ffrepro import claims, config, determinism, doctor, evaluation, record, training
+from ffrepro.checkpoint import chained
+from ffrepro.config import Experiment, Params
+from ffrepro.data import Split
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.report import percent
+from ffrepro.targets import Target, read_targets, spread, target_of
+from ffrepro.verdict import EXIT_CODES, NOT_REPRODUCED, REPRODUCED, verdict
+
+Data = Callable[[Experiment], tuple[Split, Split] | None]
+
+ROUNDING = 0.02
+"""Largest relative difference of a goodness that another machine's rounding may make.
+
+Of the same weights in bfloat16 and in float32, the largest that was measured is in docs/proof.md.
+"""
+
+
+class Rung(NamedTuple):
+    """holds: True, False for a comparison that came out unequal, None where this machine cannot tell."""
+
+    what: str
+    found: str
+    holds: bool | None = True
+
+
+class Run(NamedTuple):
+    """A run's folder, read and found whole."""
+
+    folder: Path
+    row: Experiment
+    facts: dict[str, Any]  # record.json
+    metrics: dict[str, Any]  # metrics.json
+    weights: dict[str, Tensor] | None  # None where they were not published
+    goodness: Tensor | None
+
+
+def runs_of(path: Path) -> list[Path]:
+    """The folders of the runs that a record, a run's folder or a row's folder stands for, by seed."""
+    path = path.resolve()  # a run's folder tells its row and seed by its name
+    if path.is_file():
+        path = path.parent
+    if (path / "record.json").exists():
+        return [path]
+    folders = [entry for entry in path.iterdir() if entry.name.isdecimal()] if path.is_dir() else []
+    if not folders:
+        raise UserError(f"{path}: no record.json and no folder of a seed there; give a record, a run or a row's folder")
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def read(folder: Path) -> Run:
+    """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
+    facts, metrics = _sealed(folder / "record.json"), _sealed(folder / "metrics.json")
+    row = _row(folder, facts)
+    _chain(folder / "record.json", facts, row)
+    if record.file_hash(folder / "history.csv") != facts["history"]:
+        raise UserError(f"{folder / 'history.csv'}: broken link: not the history that record.json names")
+    weights = _tensors(folder / "weights.safetensors", facts["weights"], "record.json")
+    table = _tensors(folder / "goodness.safetensors", metrics["goodness_table"], "metrics.json")
+    for name, wanted in (("weights", facts["weights"]), ("link", facts["chain"][-1]["link"])):
+        if metrics[name] != wanted:
+            raise UserError(f"{folder / 'metrics.json'}: broken link: of other {name} than record.json's; another run")
+    if weights is None and table is None:
+        raise UserError(f"{folder}: neither weights.safetensors nor goodness.safetensors: nothing to check it by")
+    return Run(folder, row, facts, metrics, weights, table["goodness"] if table else None)
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    content = record.read_json(path)
+    try:
+        whole = record.sealed(content) == path.read_text(encoding="utf-8")
+    except (AttributeError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: broken link: not what its seal was made of; it was changed after it was written")
+    facts: dict[str, Any] = content
+    return facts
+
+
+def _row(folder: Path, facts: dict[str, Any]) -> Experiment:
+    path = folder.parent / "experiment.json"
+    row = config.read_experiment(path)
+    if config.canonical(row) != path.read_text(encoding="utf-8"):
+        raise UserError(f"{path}: broken link: not as the check stage wrote it")
+    parameters = config.training_parameters(row)
+    if (facts["row"], facts["parameters"]) != (json.loads(parameters), record.text_hash(parameters)):
+        raise UserError(f"{folder / 'record.json'}: broken link: a record of other parameters than {path.name}'s")
+    names = (facts["experiment"], str(facts["seed"]))
+    if names != (folder.parent.name, folder.name):
+        raise UserError(f"{folder / 'record.json'}: broken link: the record of {'-'.join(names)}, not of this folder")
+    return row
+
+
+def _chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
+    before = training.first_link(
+        {
+            "parameters": config.training_parameters(row),
+            "seed": str(facts["seed"]),
+            "data": facts["data"],
+            "code": facts["code"],
+            "initial weights": facts["initial_weights"],
+        }
+    )
+    epochs = [link["epoch"] for link in facts["chain"]]
+    if epochs != list(range(1, row.training.epochs + 1)):
+        raise UserError(f"{path}: broken link: a chain of {len(epochs)} epochs, of {row.training.epochs} in order")
+    for link in facts["chain"]:
+        if chained(before, link["epoch"], link["weights"], link["optimizer"]) != link:
+            raise UserError(f"{path}: broken link: the chain does not hold at epoch {link['epoch']}")
+        before = link["link"]
+    if facts["chain"][-1]["weights"] != facts["weights"]:
+        raise UserError(f"{path}: broken link: the chain does not end in the weights that the record names")
+
+
+def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:
+    """The file's tensors, whole to the byte and those that are wanted; None where there is no file."""
+    if not path.exists():
+        return None
+    tensors = record.read_tensors(path)
+    content, digest = record.tensors_bytes(tensors)
+    if content != path.read_bytes():
+        raise UserError(f"{path}: broken link: changed after it was written")
+    if digest != wanted:
+        raise UserError(f"{path}: broken link: not the tensors that {by} names; another run's file")
+    return tensors
+
+
+def ladder(run: Run, data: tuple[Split, Split] | None, references: list[Path], device: torch.device) -> Iterator[Rung]:
+    """The rungs above "whole", in order.
+
+    data: the row's prepared (training, test) splits without what the row holds out, None where they are not at hand.
+    references: folders of committed runs of the row. Raises UserError for a link that breaks.
+    """
+    facts = run.facts
+    epochs, weights = len(facts["chain"]), facts["weights"][:12]
+    yield Rung("record", f"sealed, of {facts['experiment']}, seed {facts['seed']}, ffrepro {facts['ffrepro']}")
+    yield Rung("chain", f"{epochs} epochs, unbroken from the parameters to the weights {weights}")
+    mine = record.code_hash()
+    code = "this version's" if facts["code"] == mine else f"another version's ({facts['code'][:12]}, here {mine[:12]})"
+    yield Rung("code", code, True if facts["code"] == mine else None)
+    if data:
+        yield _data(run, data)
+    else:
+        yield Rung("data", "not at hand: `ffrepro fetch` brings them", None)
+    yield _initial_weights(run)
+    yield from _metrics(run, data, device)
+    yield _self_repeat(run, device)
+    yield _bitwise(run, references)
+
+
+def _data(run: Run, data: tuple[Split, Split]) -> Rung:
+    hashes = (run.facts["data"], run.metrics["test_data"])
+    for split, name, wanted in zip(data, ("training", "test"), hashes, strict=True):
+        if record.tensors_hash(split._asdict()) != wanted:
+            raise UserError(f"{run.folder}: broken link: {name} data other than this project's {run.row.data.name}")
+    return Rung("data", f"{run.row.data.name}, training and test split: the same bytes as here")
+
+
+def _initial_weights(run: Run) -> Rung:
+    found = record.tensors_hash(training.build(run.row, run.facts["seed"], torch.device("cpu")).state_dict())
+    if found == run.facts["initial_weights"]:
+        return Rung("initial weights", f"{found[:12]}, made again from the seed")
+    if run.facts["code"] == record.code_hash():
+        raise UserError(f"{run.folder / 'record.json'}: broken link: initial weights that its seed does not make")
+    return Rung("initial weights", "other ones from the same seed, by this version's code", None)
+
+
+def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -> Iterator[Rung]:
+    if not data:
+        yield Rung("metrics", "cannot be told without the test labels", None)
+        return
+    test, table = data[1], run.goodness
+    if run.weights is None:
+        yield Rung("goodness", "weights not published: taken from goodness.safetensors", None)
+    else:
+        slow = device.type == "cpu" and run.row.training.precision == "float16"  # which takes a CPU days
+        row = evaluation.in_float32(run.row) if slow else run.row
+        again = _evaluate(run, test, row, device)
+        yield _precision(run, again, test, device)
+        here = record.environment(device) == run.metrics["environment"]
+        if table is None:
+            table = again
+        elif here and not torch.equal(again, table):
+            raise UserError(f"{run.folder / 'goodness.safetensors'}: broken link: not the goodness of these weights")
+        yield _compared(run, again, table, here)
+    assert table is not None
+    wanted = evaluation.metrics(table, test.labels, run.row.evaluation.vote)
+    differing = [name for name, value in wanted.items() if run.metrics[name] != value]
+    if differing:
+        raise UserError(
+            f"{run.folder / 'metrics.json'}: broken link: {differing[0]} is not what goodness and labels give"
+        )
+    yield Rung("metrics", f"{wanted['accuracy']:.2f} % of {wanted['images']} test images, from goodness and labels")
+
+
+def _evaluate(run: Run, test: Split, row: Experiment, device: torch.device) -> Tensor:
+    network = training.build(row, run.facts["seed"], device)
+    assert run.weights is not None
+    training.load_weights(network, run.weights, run.folder / "weights.safetensors")
+    return evaluation.decided_table(network, test.to(device).images, row)[0].cpu()
+
+
+def _precision(run: Run, table: Tensor, test: Split, device: torch.device) -> Rung:
+    """Whether evaluation in half precision decided anything: all images once more, in float32."""
+    if run.row.training.precision == "float32":
+        return Rung("precision", "evaluated in float32")
+    vote, exact = run.row.evaluation.vote, _evaluate(run, test, evaluation.in_float32(run.row), device)
+    moved = int((evaluation.predictions(exact, vote) != evaluation.predictions(table, vote)).sum())
+    text = f"float32 for every image changes {moved} of {len(exact)} predictions"
+    return Rung("precision", text, True if moved == 0 else None)
+
+
+def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
+    if torch.equal(again, table):
+        return Rung("goodness", f"{table.numel()} values from the weights: the same bits")
+    vote = run.row.evaluation.vote
+    moved = int((evaluation.predictions(again, vote) != evaluation.predictions(table, vote)).sum())
+    largest = float(((again - table).abs() / table.abs().clamp(min=table.abs().mean().item())).max())
+    if largest > ROUNDING:
+        raise UserError(
+            f"{run.folder / 'goodness.safetensors'}: broken link: up to {100 * largest:.3g} % off the goodness of "
+            f"these weights, more than another machine's rounding ({100 * ROUNDING:g} %)"
+        )
+    assert not here
+    return Rung(
+        "goodness",
+        f"from the weights within {100 * largest:.2g} % (evaluated on another machine); {moved} predictions differ",
+    )
+
+
+def _self_repeat(run: Run, device: torch.device) -> Rung:
+    same, hashes = doctor.twice(run.row, device)
+    return Rung("self-repeat", f"4 steps of the row, twice on this machine: {' and '.join(hashes)}", same)
+
+
+def _bitwise(run: Run, references: list[Path]) -> Rung:
+    facts = run.facts
+    same = ("seed", "parameters", "data", "code", "environment")
+    for folder in references:
+        if folder.resolve() == run.folder.resolve():
+            continue
+        other = _sealed(folder / "record.json")
+        if any(other[name] != facts[name] for name in same):
+            continue
+        pairs = zip(facts["chain"], other["chain"], strict=True)
+        apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
+        if apart is None:
+            return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to {folder.parent.name}/{folder.name}'s")
+        return Rung("bitwise", f"differs from {folder.parent.name}/{folder.name} from epoch {apart} on", False)
+    return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
+
+
+def statistics(runs: list[Run], target: Target | None) -> tuple[Rung, int]:
+    """The row's verdict from all its runs, and its exit code (0 where runs are the reference itself)."""
+    row, values = runs[0].row, [run.metrics["accuracy"] for run in runs]
+    seeds = sorted(run.facts["seed"] for run in runs)
+    if seeds == sorted(row.verdict.reference_seeds) and target and target.kind == "reference":
+        mean, std = target.mean, target.std
+        known = spread(values)
+        same = math.isclose(known["mean"], mean) and math.isclose(known["std"] or 0, std or 0)
+        text = f"these runs are the reference itself: {percent(known)}, "
+        return Rung("statistics", text + ("as committed" if same else "not what results/reference.json says"), same), 0
+    if seeds != sorted(row.seeds):
+        declared = ", ".join(map(str, row.seeds))
+        return Rung("statistics", f"only with all declared seeds ({declared}): give the row's folder", None), 0
+    summary = {"accuracy": spread(values), "target": target.model_dump() if target else None}
+    result = verdict(summary, row.verdict)
+    against = percent(target.model_dump()) if target else "no target"
+    text = f"{percent(result['accuracy'])} against {against}"
+    word = result["verdict"]
+    rung = Rung("statistics", f"{text}: {word}: {result['why']}", {REPRODUCED: True, NOT_REPRODUCED: False}.get(word))
+    return rung, EXIT_CODES[word]
+
+
+def report(path: Path, project: Layout, params: Params, data: Data, device: torch.device) -> int:
+    """Climb and print the ladder of every run that `path` stands for; the exit code, as `reproduce`'s.
+
+    data: gives the row's prepared splits, or None where they cannot be had. Raises UserError for a link that breaks.
+    """
+    determinism.switch_on()
+    runs, splits, code = [], None, 0
+    for folder in runs_of(path):
+        run = read(folder)
+        name = run.facts["experiment"]
+        if name in params.experiments and params.experiments[name] != run.row:
+            raise UserError(
+                f"{folder.parent / 'experiment.json'}: broken link: another row than {name} in params.yaml; "
+                "a run of other parameters, or another rule"
+            )
+        splits = splits or data(run.row)
+        print(f"{name}, seed {run.facts['seed']}")
+        committed = sorted((project.root / "results" / name).glob("[0-9]*"))
+        for rung in ladder(run, splits, committed, device):
+            _print(rung)
+            code = 3 if rung.holds is False else code
+        runs.append(run)
+    rung, judged = statistics(runs, target_of(read_targets(project.paper, project.reference), name, run.row))
+    _print(rung)
+    for rung in _claims(project, name):
+        _print(rung)
+    return code or judged
+
+
+def _claims(project: Layout, name: str) -> Iterator[Rung]:
+    """What the tables of this project say of the claims that the row is part of."""
+    about = [one for one in claims.read(project) if any(name in pair for pair in one["pairs"])]
+    if not about:
+        yield Rung("claims", f"none of paper.yaml is about {name}", None)
+    for one in about:
+        holds = {claims.SUPPORTED: True, claims.CONTRADICTED: False}.get(one["verdict"])
+        yield Rung(f"claim {one['id']}", f"{one['verdict']}: {one['why']}", holds)
+
+
+def _print(rung: Rung) -> None:
+    mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[rung.holds]
+    typer.secho(f"  {mark}", fg=colour, nl=False)
+    print(f" {rung.what}: {rung.found}", flush=True)

@@ -1,0 +1,218 @@
+"""The paper's claims: by hand, against SciPy's tests, and what counts as a result."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from scipy.stats import t, ttest_ind, ttest_rel
+
+from ffrepro import claims, config, record, report, targets
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.targets import Claim, spread
+
+
+def claim(*pairs, each=False):
+    return Claim(claim="x", source="y", each=each, pairs=pairs)
+
+
+def results(**values):
+    return {name: spread([float(value) for value in row]) for name, row in values.items()}
+
+
+def test_one_pair_is_welchs_test():
+    rows = results(a=[83, 84, 85.5], b=[80, 81, 82, 82.5])
+    outcome = claims.judge(claim(("a", "b")), rows)
+    for key, alternative in {"p": "greater", "p_reversed": "less"}.items():
+        values = rows["a"]["values"], rows["b"]["values"]
+        assert outcome[key] == pytest.approx(ttest_ind(*values, equal_var=False, alternative=alternative).pvalue)
+    assert outcome["difference"] == pytest.approx(84.1667 - 81.375, abs=1e-4)
+    assert outcome["verdict"] == "supported"
+    assert outcome["why"] == "difference +2.79 points"
+
+
+def test_the_mean_over_pairs_by_hand():
+    # a - b = 2, c - d = 0: mean 1. Every row has variance 1 and n = 3: 4 * (1/2)^2 * 1/3 = 1/3, standard error 0.57735.
+    # Degrees: all four terms alike, 1 / (4 * (1/4)^2 / 2) = 8. t = 1.7321: p = 0.0608
+    rows = results(a=[4, 5, 6], b=[2, 3, 4], c=[7, 8, 9], d=[7, 8, 9])
+    outcome = claims.judge(claim(("a", "b"), ("c", "d")), rows)
+    assert outcome["difference"] == 1
+    assert outcome["p"] == pytest.approx(t.sf(math.sqrt(3), 8))
+    assert outcome["p_reversed"] == pytest.approx(t.cdf(math.sqrt(3), 8))
+    assert (outcome["verdict"], outcome["why"]) == ("inconclusive", "mean difference +1.00 points")
+
+
+def test_a_row_of_several_pairs_enters_with_its_whole_weight():
+    # a over b and over c: a's weight is 1, b's and c's -1/2: variance 1 * 1/3 + 2 * 1/4 * 1/3 = 1/2; shares 2/3, 1/6,
+    # 1/6: degrees 1 / ((4/9 + 1/36 + 1/36) / 2) = 4
+    rows = results(a=[6, 7, 8], b=[4, 5, 6], c=[3, 4, 5])
+    outcome = claims.judge(claim(("a", "b"), ("a", "c")), rows)
+    assert outcome["difference"] == 2.5
+    assert outcome["p"] == pytest.approx(t.sf(2.5 / math.sqrt(0.5), 4))
+    # in a chain the middle row falls out
+    chain = claims.judge(claim(("a", "b"), ("b", "c")), rows)
+    assert chain["difference"] == 1.5
+    alone = ttest_ind(np.array(rows["a"]["values"]) / 2, np.array(rows["c"]["values"]) / 2, equal_var=False)
+    assert chain["p"] == pytest.approx(alone.pvalue / 2)
+
+
+def test_the_error_rate_of_a_mean_over_pairs_is_the_level():
+    generator = np.random.default_rng(5)
+    pairs = [("a", "b"), ("a", "c"), ("d", "b")]
+    count, wrong = 4000, 0
+    for _ in range(count):
+        rows = {name: spread(generator.normal(80, width, 3).tolist()) for name, width in zip("abcd", [1, 1, 2, 0.5])}  # noqa: B905
+        wrong += claims.judge(claim(*pairs), rows)["verdict"] == "supported"
+    assert abs(wrong / count - 0.05) < 0.02  # Welch and Satterthwaite's is an approximation
+
+
+@pytest.mark.parametrize(("higher", "verdict"), [(9, "supported"), (5, "inconclusive"), (1, "contradicted")])
+def test_outcomes(higher, verdict):
+    rows = results(a=[higher - 1, higher, higher + 1], b=[4, 5, 6])
+    assert claims.judge(claim(("a", "b")), rows)["verdict"] == verdict
+
+
+def test_highest_of_all_needs_every_pair():
+    rows = results(a=[8, 9, 10], b=[4, 5, 6], c=[5, 6, 7])
+    both = claims.judge(claim(("a", "b"), ("a", "c"), each=True), rows)
+    single = [claims.judge(claim(("a", other)), rows)["p"] for other in "bc"]
+    assert both["verdict"] == "supported"
+    assert both["p"] == max(single) == single[1]
+    assert (both["difference"], both["why"]) == (3, "smallest difference +3.00 points")
+    near = {**rows, "c": spread([7.0, 8.0, 9.0])}
+    assert claims.judge(claim(("a", "b"), ("a", "c"), each=True), near)["verdict"] == "inconclusive"
+    assert (
+        claims.judge(claim(("a", "b"), ("a", "c")), near)["verdict"] == "supported"
+    )  # the mean over pairs is well above
+
+
+def test_highest_of_all_is_contradicted_by_one_pair_whose_p_counts_how_many_there_are():
+    rows = results(a=[8, 9, 10], b=[4, 5, 6], c=[12, 13, 14])
+    outcome = claims.judge(claim(("a", "b"), ("a", "c"), each=True), rows)
+    reversed_p = claims.judge(claim(("c", "a")), rows)["p"]
+    assert outcome["p_reversed"] == pytest.approx(2 * reversed_p)
+    assert outcome["verdict"] == "contradicted"
+    barely = {**rows, "c": spread([10.2, 11.2, 12.2])}
+    assert claims.judge(claim(("a", "c")), barely)["verdict"] == "contradicted"
+    assert claims.judge(claim(("a", "b"), ("a", "c"), each=True), barely)["verdict"] == "inconclusive"
+
+
+def test_without_any_spread_the_difference_decides():
+    rows = results(a=[5, 5], b=[4, 4])
+    assert claims.judge(claim(("a", "b")), rows)["verdict"] == "supported"
+    assert claims.judge(claim(("b", "a")), rows)["verdict"] == "contradicted"
+    assert claims.judge(claim(("a", "b")), {**rows, "b": rows["a"]})["verdict"] == "inconclusive"
+
+
+def test_missing_rows_and_single_seeds_are_named():
+    rows = results(a=[5, 6], b=[4])
+    outcome = claims.judge(claim(("a", "c"), ("d", "b"), ("d", "c")), rows)
+    assert (outcome["verdict"], outcome["why"], outcome["p"]) == ("not run", "no results of c, d", None)
+    outcome = claims.judge(claim(("a", "b")), rows)
+    assert (outcome["verdict"], outcome["difference"]) == ("inconclusive", None)
+    assert outcome["why"] == "1 seed does not tell the spread: b"
+
+
+def test_rows_that_go_up_and_down_by_seed_make_it_cautious():
+    ours, theirs = [80.0, 84.0, 88.0], [79.0, 83.1, 86.8]
+    found = claims.judge(claim(("a", "b")), results(a=ours, b=theirs))["p"]
+    assert found > ttest_rel(ours, theirs, alternative="greater").pvalue
+
+
+# The project's files
+
+
+PAPER = """
+sources: {someone: "Someone, Table 1"}
+targets: {}
+claims:
+  first: {claim: One beats | two, source: someone, each: false, pairs: [[digits, other]]}
+  second: {claim: Two, source: someone, each: true, pairs: [[digits, other], [digits, third]]}
+"""
+
+
+@pytest.fixture
+def small(root, tmp_path):
+    text = (root / "params.yaml").read_text()
+    digits = text[text.index("  digits:") : text.index("  cifar10-quick:")]
+    text = text[: text.index("  digits:")] + digits + digits.replace("  digits:", "  other:")
+    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "paper.yaml").write_text(PAPER)
+    shutil.copy(root / "deviations.yaml", tmp_path)
+    project = Layout(tmp_path)
+    for name, values in {"digits": [95.0, 96.0, 97.0], "other": [85.0, 86.0, 87.0]}.items():
+        row = config.load(project.params).experiments[name]
+        summary = {"row": record.text_hash(config.canonical(row)), "accuracy": spread(values)}
+        record.write_json(summary, project.summary(name))
+    return project
+
+
+def test_claims_are_judged_by_the_rows_results(small):
+    first, second = claims.read(small)
+    assert (first["id"], first["verdict"], first["difference"]) == ("first", "supported", 10)
+    assert (second["verdict"], second["why"]) == ("not run", "no results of third")
+
+
+@pytest.mark.parametrize(("old", "new"), [("lr: 0.002", "lr: 0.003"), ("seeds: [0, 1, 2]", "seeds: [0, 1]")])
+def test_a_result_from_before_an_edit_is_none(small, old, new):
+    text = small.params.read_text()
+    assert old in text
+    small.params.write_text(text.replace(old, new))
+    assert claims.read(small)[0]["why"] == "no results of digits, other"
+
+
+def test_claims_are_written_with_the_same_cells_and_stand_under_the_table(small):
+    printed = report.write_tables(small)
+    written = small.claims("md").read_text()
+    assert f"## The paper's claims\n\n{written}\n" in printed
+    assert printed.index("| experiment | data set |") < printed.index(written)
+    assert "| first | One beats \\| two | 1 | supported | 0.0001 | difference +10.00 points |\n" in written
+    assert "| second | Two | each of 2 | not run |  | no results of third |\n" in written
+    with small.claims("csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["verdict"] for row in rows] == ["supported", "not run"]
+    assert rows[0]["in words"] == "One beats | two"
+    assert json.loads(small.claims("json").read_text()) == claims.read(small)
+
+
+def test_rows_of_different_data_sets_are_not_compared(small):
+    text = small.params.read_text()
+    at = text.index("  other:")
+    changed = text[at:].replace("name: digits", "name: mnist")
+    small.params.write_text(text[:at] + changed)
+    with pytest.raises(UserError) as caught:
+        claims.read(small)
+    given = "paper.yaml: claims.first.pairs: given ['digits', 'other'], rows of digits and mnist"
+    assert str(caught.value) == f"{given}; allowed: rows of one data set"
+
+
+def test_the_papers_claims_compare_rows_that_differ_as_they_say(root, params):
+    known = targets.read_claims(root / "paper.yaml")
+    claims.check(known, params.experiments)
+    named = {name for one in known.values() for pair in one.pairs for name in pair} - {"cifar10"}
+    assert named == {
+        f"ablation-{loss}-{norm}-{update}"
+        for loss in ("threshold", "symba")
+        for norm in ("layer", "batch")
+        for update in ("layerwise", "overlapping")
+    }
+    for claim_id, worse, better in (
+        ("symba-above-threshold", "threshold", "symba"),
+        ("batch-above-layer", "layer", "batch"),
+        ("overlapping-above-layerwise", "layerwise", "overlapping"),
+    ):
+        pairs = known[claim_id].pairs
+        assert len(set(pairs)) == 4
+        for higher, lower in pairs:
+            assert (
+                higher.split("-")[1:]
+                == [better if part == worse else part for part in lower.split("-")[1:]]
+                != (lower.split("-")[1:])
+            )
+    best = "ablation-symba-batch-overlapping"
+    assert {lower for higher, lower in known["all-three-highest"].pairs if higher == best} == named - {best}
+    assert known["all-three-highest"].each
+    assert known["deep-above-shallow"].pairs == (("cifar10", best),)

@@ -1,0 +1,387 @@
+"""The ladder: what holds is told so, and whatever was changed is found, with the link that broke."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ffrepro import audit, checkpoint, config, crate, layout, negatives, proof, record, training
+from ffrepro.data import load
+from ffrepro.engine import Engine
+from ffrepro.errors import UserError
+from ffrepro.step import optimizers
+from pipelines import check, evaluate, prepare, train
+
+CPU = torch.device("cpu")
+FILES = ("record.json", "metrics.json", "history.csv", "weights.safetensors", "goodness.safetensors")
+
+
+@pytest.fixture(scope="module")
+def home(project_in, tmp_path_factory):
+    """A project with two seeds of a small row, trained by the stages, every epoch's state kept."""
+    project = project_in(tmp_path_factory.mktemp("trained"))
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 4P 4")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 3")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        patch.setenv("FFREPRO_KEEP", "1")
+        patch.setenv("FFREPRO_THREADS", "1")
+        check.main("digits")
+        prepare.main("digits")
+        for seed in ("0", "1"):
+            train.main("digits", seed)
+            evaluate.main("digits", seed)
+    return project
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    return layout.Layout(home.root)
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """A copy of the row's runs, for a test to change: (folder of seed 0, its kept states)."""
+    shutil.copytree(trained.root / "runs", tmp_path / "runs")
+    shutil.copytree(trained.root / "checkpoints", tmp_path / "checkpoints")
+    return tmp_path / "runs" / "digits" / "0", tmp_path / "checkpoints" / "digits-0"
+
+
+def splits(trained):
+    return load(trained.data("digits"))
+
+
+def climb(folder, trained, references=()):
+    return {rung.what: rung for rung in proof.ladder(proof.read(folder), splits(trained), list(references), CPU)}
+
+
+def broken(folder, trained):
+    with pytest.raises(UserError) as error:
+        climb(folder, trained)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def reseal(path, **changes):
+    """What a forger does who knows how records are sealed."""
+    record.write_sealed({**record.read_json(path), **changes}, path)
+
+
+def test_an_honest_run_holds_on_every_rung(runs, trained):
+    rungs = climb(runs[0], trained)
+    assert list(rungs) == [
+        "record",
+        "chain",
+        "code",
+        "data",
+        "initial weights",
+        "precision",
+        "goodness",
+        "metrics",
+        "self-repeat",
+        "bitwise",
+    ]
+    assert {what for what, rung in rungs.items() if rung.holds is not True} == {"bitwise"}
+    assert rungs["bitwise"].found.startswith("no reference for this key")
+    assert rungs["goodness"].found.endswith("values from the weights: the same bits")
+
+
+def test_without_data_the_rungs_that_need_it_cannot_be_told(runs):
+    rungs = {rung.what: rung.holds for rung in proof.ladder(proof.read(runs[0]), None, [], CPU)}
+    assert {what for what, holds in rungs.items() if holds is None} == {"data", "metrics", "bitwise"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_changed_byte_is_found(runs, trained, name):
+    path, data = runs[0] / name, splits(trained)
+    content = path.read_bytes()
+    step = max(1, len(content) // 2500)  # every byte, or one in a few of the large goodness table
+    for place in range(0, len(content), step):
+        changed = bytearray(content)
+        changed[place] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        try:
+            run = proof.read(runs[0])
+            list(proof._metrics(run, data, CPU))
+        except UserError:
+            continue
+        pytest.fail(f"{name}: byte {place} of {len(content)} changed, and nothing noticed")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_or_longer_file_is_found(runs, name):
+    content = (runs[0] / name).read_bytes()
+    for changed in (b"", content[:-1], content + b"\n", content + content):
+        (runs[0] / name).write_bytes(changed)
+        with pytest.raises(UserError):
+            proof.read(runs[0])
+
+
+def test_an_accuracy_that_goodness_does_not_give(runs, trained):
+    reseal(runs[0] / "metrics.json", accuracy=99.9)
+    assert "metrics.json: broken link: accuracy is not what goodness and labels give" in broken(runs[0], trained)
+
+
+def test_goodness_that_the_weights_do_not_give(runs, trained):
+    _, test = splits(trained)
+    table = torch.rand(len(test.labels), 10, 3)
+    table[torch.arange(len(test.labels)), test.labels, 2] = 2.0  # every image right
+    digest = record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
+    from ffrepro.evaluation import metrics
+
+    reseal(runs[0] / "metrics.json", **metrics(table, test.labels, "last"), goodness_table=digest)
+    assert proof.read(runs[0]).metrics["accuracy"] == 100
+    assert "goodness.safetensors: broken link: not the goodness of these weights" in broken(runs[0], trained)
+    reseal(runs[0] / "metrics.json", environment={"device": "another"})  # where bits may differ, and not by so much
+    assert "more than another machine's rounding" in broken(runs[0], trained)
+
+
+def test_a_foreign_weights_file(runs, trained):
+    shutil.copy(runs[0].parent / "1" / "weights.safetensors", runs[0])
+    assert "weights.safetensors: broken link: not the tensors that record.json names" in broken(runs[0], trained)
+
+
+def test_a_record_under_another_seed(runs, trained):
+    shutil.rmtree(runs[0].parent / "1")
+    runs[0].rename(runs[0].parent / "1")
+    assert "the record of digits-0, not of this folder" in broken(runs[0].parent / "1", trained)
+
+
+def test_a_record_of_other_parameters(runs, trained):
+    path = runs[0].parent / "experiment.json"
+    row = config.changed(config.read_experiment(path), {"training.alpha": 5.0})
+    path.write_text(config.canonical(row))
+    assert "a record of other parameters than experiment.json's" in broken(runs[0], trained)
+
+
+def test_metrics_of_another_seed(runs, trained):
+    for name in ("metrics.json", "goodness.safetensors"):
+        shutil.copy(runs[0].parent / "1" / name, runs[0])
+    assert "metrics.json: broken link: of other weights than record.json's" in broken(runs[0], trained)
+
+
+def test_initial_weights_that_the_seed_does_not_make(runs, trained):
+    """A training that began elsewhere (from trained weights, say), chained from its beginning."""
+    rechain(runs[0], {}, initial_weights="0" * 64)
+    assert "initial weights that its seed does not make" in broken(runs[0], trained)
+
+
+def test_other_data(runs, trained):
+    train, test = splits(trained)
+    with pytest.raises(UserError, match="test data other than this project's digits"):
+        list(proof.ladder(proof.read(runs[0]), (train, test[torch.arange(1, 360)]), [], CPU))
+    with pytest.raises(UserError, match="training data other than"):
+        list(proof.ladder(proof.read(runs[0]), (train[torch.arange(1, 1437)], test), [], CPU))
+
+
+def test_a_link_changed_and_sealed_anew(runs, trained):
+    chain = record.read_json(runs[0] / "record.json")["chain"]
+    chain[1]["weights"] = "0" * 64
+    reseal(runs[0] / "record.json", chain=chain)
+    assert "the chain does not hold at epoch 2" in broken(runs[0], trained)
+    reseal(runs[0] / "record.json", chain=chain[:1])
+    assert "a chain of 1 epochs, of 3 in order" in broken(runs[0], trained)
+
+
+def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
+    reference = tmp_path / "results" / "digits" / "0"
+    shutil.copytree(runs[0], reference)
+    found = climb(runs[0], trained, [reference])["bitwise"]
+    assert (found.found, found.holds) == ("all 3 epochs equal to digits/0's", True)
+    rechain(reference, {2: ("0" * 64, "0" * 64)})
+    found = climb(runs[0], trained, [reference])["bitwise"]
+    assert (found.found, found.holds) == ("differs from digits/0 from epoch 2 on", False)
+    reseal(reference / "record.json", environment={"device": "another"})
+    assert climb(runs[0], trained, [reference])["bitwise"].holds is None
+
+
+# The command
+
+
+def verify(home, *arguments):
+    return home.run("ffrepro", "verify", *arguments, FFREPRO_THREADS="1")
+
+
+def test_the_command_climbs_all_seeds_of_a_row(home):
+    done = verify(home, "runs/digits/1/record.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digits, seed 1\n  ok record: sealed, of digits, seed 1")
+    assert "statistics: only with all declared seeds (0, 1, 2): give the row's folder" in done.stdout
+    done = verify(home, "runs/digits")
+    assert done.returncode == 0
+    assert "digits, seed 0\n" in done.stdout
+
+
+def test_the_command_refuses_what_is_broken_in_one_line(home, tmp_path):
+    shutil.copytree(home.root / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "digits" / "0" / "history.csv").write_text("epoch\n")
+    done = verify(home, str(tmp_path / "runs" / "digits" / "0"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("ffrepro: ")
+    assert "history.csv: broken link: not the history that record.json names" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert verify(home, str(tmp_path)).returncode == 2
+
+
+# The audit
+
+
+def rechain(folder, states, **changes):
+    """Make the record's chain anew, with other (weights, optimizer) hashes for some epochs: a forger's chain."""
+    facts = record.read_json(folder / "record.json") | changes
+    row = config.read_experiment(folder.parent / "experiment.json")
+    link = training.first_link(
+        {
+            "parameters": config.training_parameters(row),
+            "seed": str(facts["seed"]),
+            "data": facts["data"],
+            "code": facts["code"],
+            "initial weights": facts["initial_weights"],
+        }
+    )
+    chain = []
+    for old in facts["chain"]:
+        chain.append(
+            checkpoint.chained(link, old["epoch"], *states.get(old["epoch"], (old["weights"], old["optimizer"])))
+        )
+        link = chain[-1]["link"]
+    reseal(folder / "record.json", **(changes | {"chain": chain}))
+
+
+def audited(runs, trained, epochs):
+    run = proof.read(runs[0])
+    return {one.epoch: one for one in audit.audit(run, splits(trained)[0], runs[1], epochs, CPU)}
+
+
+def test_every_epoch_of_an_honest_run_follows(runs, trained):
+    assert audit.candidates(proof.read(runs[0]), runs[1]) == [1, 2, 3]
+    found = audited(runs, trained, [1, 2, 3])
+    assert [one.holds for one in found.values()] == [True] * 3
+    assert found[3].found.startswith("the same bits")
+
+
+def forge(runs, trained, change):
+    """Alter the state after epoch 2, train epoch 3 from it, and chain, seal and publish it all as if it were honest."""
+    run, (folder, states) = proof.read(runs[0]), runs
+    network, data = training.build(run.row, 0, CPU), splits(trained)[0]
+    adams, memory = optimizers(network, run.row.training), negatives.memory(len(data.labels), 10, CPU)
+    state = checkpoint.read(states / "2.pt", CPU)
+    with torch.no_grad():
+        change(state["network"])
+    torch.save(state, states / "2.pt")
+    checkpoint.restore(state, network, adams, memory)
+    two = checkpoint.hashes(checkpoint.snapshot(network, adams, memory))
+    Engine(network, adams, memory, data, run.row).epoch(0, 2)
+    three = checkpoint.hashes(checkpoint.snapshot(network, adams, memory))
+    torch.save(state | checkpoint.snapshot(network, adams, memory), states / "3.pt")
+    record.write_tensors(network.state_dict(), folder / "weights.safetensors")
+    rechain(folder, {2: two, 3: three}, weights=three[0])
+    record.read_json(folder / "record.json")
+    link = record.read_json(folder / "record.json")["chain"][-1]["link"]
+    reseal(folder / "metrics.json", weights=three[0], link=link)
+
+
+def test_an_altered_epoch_is_caught_when_drawn(runs, trained):
+    def one_bit(network):
+        weight = network["blocks.0.conv.weight"].view(-1)
+        weight[0] = torch.nextafter(weight[0], torch.tensor(1.0))
+
+    forge(runs, trained, one_bit)
+    found = audited(runs, trained, [1, 2, 3])
+    assert {epoch: one.holds for epoch, one in found.items()} == {1: True, 2: False, 3: True}
+    assert "other bits in the same environment" in found[2].found
+
+
+def test_in_another_environment_rounding_passes_and_an_alteration_does_not(runs, trained):
+    torch.set_num_threads(2)
+    found = audited(runs, trained, [1, 2, 3])
+    assert all(one.holds for one in found.values())
+    torch.set_num_threads(1)
+
+    def improved(network):
+        for name in network:
+            if name.endswith("conv.weight"):
+                network[name] += 0.05 * torch.randn(network[name].shape, generator=torch.Generator().manual_seed(0))
+
+    forge(runs, trained, improved)
+    torch.set_num_threads(2)
+    found = audited(runs, trained, [1, 2, 3])
+    assert {epoch: one.holds for epoch, one in found.items()} == {1: True, 2: False, 3: True}
+    (runs[1] / "2.pt").unlink()
+    assert audit.candidates(proof.read(runs[0]), runs[1]) == [1, 2]
+    assert audited(runs, trained, [2])[2].holds is None
+
+
+def test_a_state_that_is_not_the_chains_is_refused(runs, trained):
+    shutil.copy(runs[1].parent / "digits-1" / "1.pt", runs[1] / "1.pt")
+    with pytest.raises(UserError, match=r"1\.pt: not the state that the chain names after epoch 1"):
+        audited(runs, trained, [2])
+    (runs[1] / "1.pt").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        audited(runs, trained, [2])
+
+
+def test_a_draw_repeats_by_its_seed_and_is_bounded():
+    assert audit.draw([1, 5, 9, 12], 4, 0) == [1, 5, 9, 12]
+    assert audit.draw(list(range(1, 201)), 3, 7) == audit.draw(list(range(1, 201)), 3, 7)
+    for k in (0, 5):
+        with pytest.raises(UserError, match="allowed: 1 to 4"):
+            audit.draw([1, 5, 9, 12], k, 0)
+
+
+def test_detection_by_hand():
+    assert audit.detection(10, 1, 2) == pytest.approx(0.2)
+    assert audit.detection(200, 20, 2) == pytest.approx(1 - 180 * 179 / (200 * 199))
+    assert audit.detection(200, 199, 2) == 1
+    assert audit.detection(200, 0, 2) == 0
+
+
+def test_distance_by_hand():
+    start, theirs, mine = ({"w": torch.tensor(values)} for values in ([0.0, 0.0], [3.0, 4.0], [3.0, 3.0]))
+    assert audit.distance(mine, theirs, start) == pytest.approx(0.2)
+
+
+def test_the_command_audits_a_run(home):
+    done = home.run("ffrepro", "audit", "runs/digits/0", "--epochs", "2", "--draw", "3", FFREPRO_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("digits-0: 3 of 3 epochs can be trained again; drawn: ")
+    assert [line.startswith("ok epoch ") for line in lines[1:3]] == [True, True]
+    done = home.run("ffrepro", "audit", "runs/digits/0", "--epochs", "4", FFREPRO_THREADS="1")
+    assert done.returncode == 2
+    assert done.stderr == "ffrepro: --epochs: given 4; allowed: 1 to 3, the epochs whose state before was kept\n"
+
+
+# The crate
+
+
+def test_a_row_as_a_process_run_crate(runs, tmp_path):
+    from rocrate.rocrate import ROCrate
+    from ruamel.yaml import YAML
+
+    everything = [proof.read(folder) for folder in proof.runs_of(runs[0].parent)]
+    crate.export(everything, tmp_path / "crate")
+    for seed in ("0", "1"):
+        for name in FILES:
+            copied = tmp_path / "crate" / "digits" / seed / name
+            assert copied.read_bytes() == (runs[0].parent / seed / name).read_bytes()
+    read = ROCrate(tmp_path / "crate")
+    assert read.root_dataset["conformsTo"].id == "https://w3id.org/ro/wfrun/process/0.5"
+    actions = [one for one in read.get_entities() if one.type == "CreateAction"]
+    assert [one["instrument"]["softwareVersion"] for one in actions] == ["0.1.0"] * 2
+    facts = everything[0].facts
+    assert (actions[0]["startTime"], actions[0]["endTime"]) == (facts["started"], facts["ended"])
+    weights = read.dereference("digits/0/weights.safetensors")
+    assert weights["sha256"] == record.file_hash(runs[0] / "weights.safetensors")
+    assert weights in actions[0]["result"]
+    entries = json.loads((tmp_path / "crate" / "ro-crate-metadata.json").read_text())["@graph"]
+    assert len({entry["@id"] for entry in entries}) == len(entries)
+    check = YAML(typ="safe").load(tmp_path / "crate" / "codecheck.yml")
+    assert [one["file"] for one in check["manifest"]] == ["digits/0/metrics.json", "digits/1/metrics.json"]
+    assert all((tmp_path / "crate" / one["file"]).exists() for one in check["manifest"])
+    climb_again = proof.read(tmp_path / "crate" / "digits" / "0")  # a crate can be verified as it is
+    assert climb_again.facts == facts
+    with pytest.raises(UserError, match="not an empty folder"):
+        crate.export(everything, tmp_path / "crate")

@@ -141,10 +141,21 @@ def _plain_evaluation(row: Experiment, device: "torch.device", steps: int) -> di
 
 
 def _engine_evaluation(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
-    from ffrepro.evaluation import goodness_table
+    """The goodness table, and in half precision a second look in float32 at a share of the pairs (`DECIDED`)."""
+    import torch
+
+    from ffrepro.evaluation import goodness_of_pairs, goodness_table
 
     images, network = _images(row, EVALUATED).images.to(device), _network(row, device, plain=False)
-    return _repeated(lambda: goodness_table(network, images, row), device, steps)
+    pairs = round(DECIDED * len(images) * row.classes) if row.training.precision != "float32" else 0
+    image = torch.arange(pairs, device=device) % len(images)
+
+    def evaluate() -> None:
+        goodness_table(network, images, row)
+        if pairs:
+            goodness_of_pairs(network, images[image], image % row.classes, row)
+
+    return _repeated(evaluate, device, steps)
 
 
 def _repeated(evaluate: Callable[[], object], device: "torch.device", times: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ffrepro.config import Experiment, Params
 from ffrepro.data import Split
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
+from ffrepro.network import Network
 from ffrepro.report import percent
 from ffrepro.targets import Target, read_targets, spread, target_of
 from ffrepro.verdict import EXIT_CODES, NOT_REPRODUCED, REPRODUCED, verdict
@@ -191,10 +192,18 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     if run.weights is None:
         yield Rung("goodness", "weights not published: taken from goodness.safetensors", None)
     else:
-        slow = device.type == "cpu" and run.row.training.precision == "float16"  # which takes a CPU days
-        row = evaluation.in_float32(run.row) if slow else run.row
-        again = _evaluate(run, test, row, device)
-        yield _precision(run, again, test, device)
+        network, images, row = _network(run, device), test.to(device).images, run.row
+        full = evaluation.goodness_table(network, images, evaluation.in_float32(row))
+        if row.training.precision == "float32":
+            again = full.cpu()
+            yield Rung("precision", "evaluated in float32")
+        elif device.type == "cpu" and row.training.precision == "float16":  # which would take a CPU days
+            again = full.cpu()
+            yield Rung("precision", "this machine evaluates in float32; float16 takes a GPU", None)
+        else:
+            half = evaluation.goodness_table(network, images, row)
+            again = evaluation.decide(half, network, images, row)[0].cpu()
+            yield _precision(again, half.cpu(), full.cpu(), row.evaluation.vote)
         here = record.environment(device) == run.metrics["environment"]
         if table is None:
             table = again
@@ -211,21 +220,22 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     yield Rung("metrics", f"{wanted['accuracy']:.2f} % of {wanted['images']} test images, from goodness and labels")
 
 
-def _evaluate(run: Run, test: Split, row: Experiment, device: torch.device) -> Tensor:
-    network = training.build(row, run.facts["seed"], device)
+def _network(run: Run, device: torch.device) -> Network:
     assert run.weights is not None
+    network = training.build(run.row, run.facts["seed"], device)
     training.load_weights(network, run.weights, run.folder / "weights.safetensors")
-    return evaluation.decided_table(network, test.to(device).images, row)[0].cpu()
+    return network
 
 
-def _precision(run: Run, table: Tensor, test: Split, device: torch.device) -> Rung:
-    """Whether evaluation in half precision decided anything: all images once more, in float32."""
-    if run.row.training.precision == "float32":
-        return Rung("precision", "evaluated in float32")
-    vote, exact = run.row.evaluation.vote, _evaluate(run, test, evaluation.in_float32(run.row), device)
-    moved = int((evaluation.predictions(exact, vote) != evaluation.predictions(table, vote)).sum())
-    text = f"float32 for every image changes {moved} of {len(exact)} predictions"
-    return Rung("precision", text, True if moved == 0 else None)
+def _precision(table: Tensor, half: Tensor, full: Tensor, vote: str) -> Rung:
+    """Whether half precision decides anything in `table`: `full` is all of it in float32, `half` none of it."""
+    first, exact = evaluation.predictions(half, vote), evaluation.predictions(full, vote)
+    moved = first != exact
+    best, second = evaluation.voted(half, vote)[moved].topk(2).values.unbind(1)
+    lead = f", with a lead of {100 * float(((best - second) / best).max()):.2g} % at most" if moved.any() else ""
+    wrong = int((evaluation.predictions(table, vote) != exact).sum())
+    text = f"half precision alone would change {int(moved.sum())} of {len(table)} predictions{lead}"
+    return Rung("precision", f"{text}; as it was decided, {wrong} are not float32's", True if wrong == 0 else None)
 
 
 def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:

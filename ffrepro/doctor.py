@@ -49,7 +49,9 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
 
 
 def _device(device: torch.device) -> Iterator[Finding]:
-    yield Finding("CPU", f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    yield Finding(
+        "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    )
     if device.type != "cuda":
         yield Finding("GPU", f"none that PyTorch finds (CUDA {torch.version.cuda} build); rows that need CUDA wait")
         return
@@ -58,15 +60,6 @@ def _device(device: torch.device) -> Iterator[Finding]:
     facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"
     libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     yield Finding("GPU", f"{facts}; {libraries}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}")
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def switches() -> Iterator[Finding]:

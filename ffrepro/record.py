@@ -79,6 +79,15 @@ def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     return text_hash("\0".join(f"{name}\0{sources[name]}" for name in sorted(sources)))
 
 
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def environment(device: "torch.device") -> dict[str, Any]:
     """What the bits of a run depend on besides code, parameters and data. Names no user, host or path."""
     import torch
@@ -94,6 +103,8 @@ def environment(device: "torch.device") -> dict[str, Any]:
         }
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        if not portable():  # the libraries know more kinds of CPU than PyTorch's name for the instruction set tells
+            facts["model"] = cpu_model()
     kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"
     profile = {"profile": "portable"} if portable() else {}
     return facts | {"kernels": kernels, "machine": platform.machine()} | profile

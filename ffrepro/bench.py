@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 2  # steps before the clock starts: an even and an odd one; on CUDA a second pair is captured
 EVALUATED = 100  # images, each under every label
+DECIDED = 0.03  # share of (image, label) pairs that evaluation in half precision looks at again, in float32
 MIB = 2**20
 GROWTH_ROUNDS = 3  # at most: eleven measurements a round, and nothing is divided by another
 

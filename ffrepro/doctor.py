@@ -4,7 +4,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import torch

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 import typer
+from pydantic import AwareDatetime, Field, ValidationError
 from torch import Tensor
 
 from ffrepro import claims, config, determinism, doctor, evaluation, record, training
 from ffrepro.checkpoint import chained
-from ffrepro.config import Experiment, Params
+from ffrepro.config import Experiment, Params, Section
 from ffrepro.data import Split
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -69,7 +70,7 @@ def runs_of(path: Path) -> list[Path]:
 
 def read(folder: Path) -> Run:
     """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
-    facts, metrics = _sealed(folder / "record.json"), _sealed(folder / "metrics.json")
+    facts, metrics = _sealed(folder / "record.json", Record), _sealed(folder / "metrics.json", Metrics)
     row = _row(folder, facts)
     _chain(folder / "record.json", facts, row)
     if record.file_hash(folder / "history.csv") != facts["history"]:
@@ -84,7 +85,56 @@ def read(folder: Path) -> Run:
     return Run(folder, row, facts, metrics, weights, table["goodness"] if table else None)
 
 
-def _sealed(path: Path) -> dict[str, Any]:
+class LinkOfChain(Section):
+    epoch: int
+    weights: str
+    optimizer: str
+    link: str
+
+
+class Record(Section):
+    """record.json as `training.run_record` makes it."""
+
+    experiment: str
+    seed: int
+    ffrepro: str
+    code: str
+    source: str
+    lock: str | None
+    row: dict[str, Any]
+    parameters: str
+    data: str
+    initial_weights: str
+    chain: list[LinkOfChain] = Field(min_length=1)
+    weights: str
+    history: str
+    environment: dict[str, Any]
+    driver: str | None
+    started: AwareDatetime = Field(strict=False)
+    ended: AwareDatetime = Field(strict=False)
+    seconds: float
+    joules: float | None
+    seal: str
+
+
+class Metrics(Section):
+    """metrics.json as the evaluate stage makes it of `evaluation.evaluate`."""
+
+    accuracy: float
+    vote: str
+    images: int
+    blocks: dict[str, float]
+    votes: dict[str, float]
+    decided_in_float32: int
+    weights: str
+    test_data: str
+    goodness_table: str
+    environment: dict[str, Any]
+    link: str
+    seal: str
+
+
+def _sealed(path: Path, model: type[Section]) -> dict[str, Any]:
     content = record.read_json(path)
     try:
         whole = record.sealed(content) == path.read_text(encoding="utf-8")
@@ -92,6 +142,12 @@ def _sealed(path: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise UserError(f"{path}: broken link: not what its seal was made of; it was changed after it was written")
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: broken link: no {model.__name__.lower()}: {place}: {first['msg']}") from None
     facts: dict[str, Any] = content
     return facts
 
@@ -267,7 +323,7 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     for folder in references:
         if folder.resolve() == run.folder.resolve():
             continue
-        other = _sealed(folder / "record.json")
+        other = _sealed(folder / "record.json", Record)
         if any(other[name] != facts[name] for name in same):
             continue
         pairs = zip(facts["chain"], other["chain"], strict=True)

@@ -197,6 +197,29 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     assert climb(runs[0], trained, [reference])["bitwise"].holds is None
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("record.json", {"chain": None}, "no record: chain: "),
+        ("record.json", {"chain": []}, "no record: chain: "),
+        ("record.json", {"seed": "0"}, "no record: seed: Input should be a valid integer"),
+        ("record.json", {"more": 1}, "no record: more: Extra inputs are not permitted"),
+        ("record.json", {"started": "yesterday"}, "no record: started: "),
+        ("metrics.json", {"accuracy": None}, "no metrics: accuracy: "),
+        ("metrics.json", {"blocks": {"1": "much"}}, "no metrics: blocks.1: "),
+    ],
+)
+def test_a_record_of_another_shape_sealed_anew(runs, trained, name, change, says):
+    reseal(runs[0] / name, **change)
+    assert says in broken(runs[0], trained)
+
+
+def test_a_file_that_is_no_record(runs, trained):
+    for content in ("[]", "null", '{"seal": 1}', "{", ""):
+        (runs[0] / "record.json").write_text(content)
+        assert "record.json" in broken(runs[0], trained)
+
+
 # The command
 
 

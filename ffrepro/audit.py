@@ -24,7 +24,7 @@ from ffrepro.step import optimizers
 
 TOLERANCE = 0.5
 """Largest distance between two machines' weights after one epoch from the same state, as a share of how far the epoch
-moved them. What was measured, and what an altered epoch gives, is in docs/proof.md."""
+moved them. What was measured is in docs/proof.md."""
 
 
 class Finding(NamedTuple):

@@ -30,10 +30,8 @@ from ffrepro.verdict import EXIT_CODES, NOT_REPRODUCED, REPRODUCED, verdict
 Data = Callable[[Experiment], tuple[Split, Split] | None]
 
 ROUNDING = 0.02
-"""Largest relative difference of a goodness that another machine's rounding may make.
-
-Of the same weights in bfloat16 and in float32, the largest that was measured is in docs/proof.md.
-"""
+"""Largest difference of a goodness, as a share of it (or of the mean goodness, if that is more), that another machine's
+rounding may make. An allowance, not a measurement: no second machine has been at hand."""
 
 
 class Rung(NamedTuple):
@@ -346,7 +344,7 @@ def statistics(runs: list[Run], target: Target | None) -> tuple[Rung, int]:
         return Rung("statistics", text + ("as committed" if same else "not what results/reference.json says"), same), 0
     if seeds != sorted(row.seeds):
         declared = ", ".join(map(str, row.seeds))
-        return Rung("statistics", f"only with all declared seeds ({declared}): give the row's folder", None), 0
+        return Rung("statistics", f"told of a row's folder with all its declared seeds ({declared})", None), 0
     summary = {"accuracy": spread(values), "target": target.model_dump() if target else None}
     result = verdict(summary, row.verdict)
     against = percent(target.model_dump()) if target else "no target"

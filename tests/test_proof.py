@@ -231,7 +231,7 @@ def test_the_command_climbs_all_seeds_of_a_row(home):
     done = verify(home, "runs/digits/1/record.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("digits, seed 1\n  ok record: sealed, of digits, seed 1")
-    assert "statistics: only with all declared seeds (0, 1, 2): give the row's folder" in done.stdout
+    assert "statistics: told of a row's folder with all its declared seeds (0, 1, 2)" in done.stdout
     done = verify(home, "runs/digits")
     assert done.returncode == 0
     assert "digits, seed 0\n" in done.stdout

@@ -23,8 +23,8 @@ from ffrepro.proof import Run
 from ffrepro.step import optimizers
 
 TOLERANCE = 0.5
-"""Largest distance between two machines' weights after one epoch from the same state, as a share of how far the epoch
-moved them. What was measured is in docs/proof.md."""
+"""Largest distance between two machines' results of one epoch from the same state, in any one tensor, as a share of how
+far the auditor's epoch moved it. What was measured is in docs/proof.md."""
 
 
 class Finding(NamedTuple):
@@ -35,17 +35,11 @@ class Finding(NamedTuple):
     holds: bool | None
 
 
-def candidates(run: Run, states: Path) -> list[int]:
-    """The epochs that can be trained again: the first, and each that follows a state that was kept."""
-    epochs = range(1, run.row.training.epochs + 1)
-    return [e for e in epochs if e == 1 or checkpoint.kept_state(states, e - 1).exists()]
-
-
-def draw(there: list[int], k: int, seed: int) -> list[int]:
-    """k different epochs at random. The auditor keeps the seed until the record is in hand."""
-    if not 1 <= k <= len(there):
-        raise UserError(f"--epochs: given {k}; allowed: 1 to {len(there)}, the epochs whose state before was kept")
-    return sorted(random.Random(seed).sample(there, k))
+def draw(epochs: int, k: int, seed: int) -> list[int]:
+    """k different ones of all epochs at random, whatever states are shown: what is missing must not go undrawn."""
+    if not 1 <= k <= epochs:
+        raise UserError(f"--epochs: given {k}; allowed: 1 to {epochs}, the run's epochs")
+    return sorted(random.Random(seed).sample(range(1, epochs + 1), k))
 
 
 def detection(epochs: int, altered: int, drawn: int) -> float:
@@ -62,15 +56,24 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
     facts, row, seed = run.facts, run.row, run.facts["seed"]
     if record.code_hash() != facts["code"]:
         raise UserError(f"{run.folder}: trained by another version of the code than this one; audit with that version")
+    if record.tensors_hash(data._asdict()) != facts["data"]:
+        raise UserError(f"{run.folder}: broken link: training data other than this project's {row.data.name}")
     chain = {link["epoch"]: link for link in facts["chain"]}
     here = record.environment(device) == facts["environment"]
     for epoch in drawn:
         network = training.build(row, seed, device)
         adams, memory = optimizers(network, row.training), negatives.memory(len(data.labels), row.classes, device)
         if epoch > 1:
-            before = _state(checkpoint.kept_state(states, epoch - 1), chain[epoch - 1], device)
-            checkpoint.restore(before, network, adams, memory)
-        start = {name: value.clone() for name, value in network.named_parameters()}
+            path = checkpoint.kept_state(states, epoch - 1)
+            if not path.exists():
+                yield Finding(epoch, f"the state before it, {path.parent.name}/{path.name}, was not shown", None)
+                continue
+            state = _state(path, chain[epoch - 1], device)
+            try:
+                checkpoint.restore(state, network, adams, memory)
+            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError):
+                raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
+        start = {name: value.clone() for name, value in network.state_dict().items()}
         Engine(network, adams, memory, data.to(device), row).epoch(seed, epoch - 1)
         weights, optimizer = checkpoint.hashes(checkpoint.snapshot(network, adams, memory))
         if (weights, optimizer) == (chain[epoch]["weights"], chain[epoch]["optimizer"]):
@@ -80,24 +83,31 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
                 epoch, f"other bits in the same environment: {weights[:12]}, not {chain[epoch]['weights'][:12]}", False
             )
         elif not (path := checkpoint.kept_state(states, epoch)).exists():
-            yield Finding(epoch, "another environment than the record's, and the state after it was not kept", None)
+            yield Finding(epoch, "another environment than the record's, and the state after it was not shown", None)
         else:
             theirs = _state(path, chain[epoch], device)["network"]
-            share = distance(dict(network.named_parameters()), theirs, start)
-            text = f"another environment than the record's: {100 * share:.1f} % apart of what the epoch moved"
+            share = distance(network.state_dict(), theirs, start)
+            text = f"another environment than the record's: {100 * share:.1f} % of what the epoch moved apart"
             yield Finding(epoch, f"{text} ({100 * TOLERANCE:g} % allowed)", share <= TOLERANCE)
 
 
 def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> float:
-    """|mine - theirs| / |theirs - start| over all parameters."""
-    apart = sum(float((mine[name].detach() - theirs[name]).double().square().sum()) for name in start)
-    moved = sum(float((theirs[name] - start[name].detach()).double().square().sum()) for name in start)
-    return math.sqrt(apart / moved) if moved else math.inf
+    """The largest |mine - theirs| / |mine - start| of any floating-point tensor: weights and running statistics."""
+    shares = [0.0]
+    for name, value in mine.items():
+        if value.is_floating_point():
+            apart, moved = (float((value - other[name]).double().norm()) for other in (theirs, start))
+            shares.append(apart / moved if moved else math.inf if apart else 0.0)
+    return max(shares)
 
 
 def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, Any]:
     state = checkpoint.read(path, device)
-    if checkpoint.hashes(state) != (link["weights"], link["optimizer"]):
+    try:
+        found = checkpoint.hashes(state)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path.parent.name}/{path.name}: not a whole checkpoint") from None
+    if found != (link["weights"], link["optimizer"]):
         raise UserError(
             f"{path.parent.name}/{path.name}: not the state that the chain names after epoch {link['epoch']}"
         )
@@ -108,12 +118,9 @@ def report(run: Run, data: Split, states: Path, k: int, seed: int | None, device
     """Draw, train, compare, print: 0 all follow, 3 one does not, 4 one cannot be told. states: folder of the states."""
     determinism.switch_on()
     name, n = f"{run.facts['experiment']}-{run.facts['seed']}", run.row.training.epochs
-    there = candidates(run, states)
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    drawn = draw(there, k, seed)
-    print(
-        f"{name}: {len(there)} of {n} epochs can be trained again; drawn: {', '.join(map(str, drawn))} (--draw {seed})"
-    )
+    drawn = draw(n, k, seed)
+    print(f"{name}: drawn of {n} epochs: {', '.join(map(str, drawn))} (--draw {seed})")
     code = 0
     for epoch, found, holds in audit(run, data, states, drawn, device):
         mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[holds]

@@ -101,6 +101,8 @@ class Checkpoint:
         self.started, self.chain = state["started"], state["chain"]
         restore(state, self.network, self.adams, self.memory)
         history: list[dict[str, Any]] = state["history"]
+        if self.keep and not (kept := kept_state(self.path.with_suffix(""), len(history))).exists():
+            shutil.copyfile(self.path, kept)  # killed between the two writes
         return history, f"{self.path.name}: going on after epoch {len(history)}"
 
     def _wait(self) -> None:
@@ -132,7 +134,8 @@ def restore(state: dict[str, Any], network: Network, adams: list[Adam], memory: 
     """Go back to a state, in place."""
     network.load_state_dict(state["network"])
     for adam, saved in zip(adams, state["optimizers"], strict=True):
-        adam.load_state_dict(saved)
+        # moments and step counts only: what the optimizer does is the row's to say, not a file's
+        adam.load_state_dict({"state": saved["state"], "param_groups": adam.state_dict()["param_groups"]})
     for mine, saved in zip(memory, state["memory"].values(), strict=True):
         mine.copy_(saved)
 

@@ -1,6 +1,5 @@
 """Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ffrepro import __version__, errors
+from ffrepro import portable as asked_portable
 
 if TYPE_CHECKING:
     from ffrepro.data import Split
@@ -56,7 +56,7 @@ def _settings(
     switches = {
         "FFREPRO_OFFLINE": offline,
         "FFREPRO_FAST": fast,
-        "FFREPRO_PORTABLE": portable or bool(os.environ.get("FFREPRO_PORTABLE")),
+        "FFREPRO_PORTABLE": portable or asked_portable(),
         "FFREPRO_KEEP": keep,
     }
     settings = {"FFREPRO_DEVICE": device.value, **{name: "1" if on else "" for name, on in switches.items()}}

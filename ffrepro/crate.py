@@ -51,7 +51,10 @@ def export(runs: list[Run], folder: Path) -> None:
     )
     for run in runs:
         _add_run(crate, run, experiment)
-    crate.write(folder)
+    try:
+        crate.write(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     record.write_text(codecheck(runs), folder / "codecheck.yml")
 
 

@@ -35,6 +35,11 @@ class Layout:
     def reference(self) -> Path:
         return self.root / "results" / "reference.json"
 
+    def committed_records(self, name: str) -> list[Path]:
+        """Records to compare a row's runs with, bit for bit: of its reference seeds, and of its own."""
+        results = self.root / "results"
+        return sorted(results.glob(f"{name}/*/record.json")) + sorted((results / "records").glob(f"{name}-[0-9]*.json"))
+
     @property
     def downloads(self) -> Path:
         """Canonical files as `fetch` verified them; FFREPRO_DATA puts them elsewhere, for several projects to share."""

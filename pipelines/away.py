@@ -87,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def bring(options: argparse.Namespace) -> int:
+    from ffrepro import proof  # with the statistics' libraries, which the borrowed machine need not have
+
     project, source = layout.Layout(layout.find().root, options.runs), options.folder
     row, folder = config.read_experiment(project.experiment(options.row)), project.run(options.row, options.seed)
     facts, metrics = (record.read_json(source / name) for name in ("record.json", "metrics.json"))
@@ -111,6 +113,7 @@ def bring(options: argparse.Namespace) -> int:
     record.write_tensors({"goodness": tensors["goodness"]}, folder / "goodness.safetensors")
     for name in KEPT:
         record.write_bytes((source / name).read_bytes(), folder / name)
+    proof.read(folder)
     print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {folder.relative_to(project.root)}")
     return 0
 

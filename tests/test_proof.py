@@ -11,6 +11,7 @@ from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
 from ffrepro.step import optimizers
+from ffrepro.targets import Target
 from pipelines import check, evaluate, prepare, train
 
 CPU = torch.device("cpu")
@@ -138,6 +139,113 @@ def test_goodness_that_the_weights_do_not_give(runs, trained):
     assert "more than another machine's rounding" in broken(runs[0], trained)
 
 
+def elsewhere(runs, trained, change):
+    """Goodness changed, and metrics made of it and said to be another machine's, where bits may differ."""
+    from ffrepro.evaluation import metrics
+
+    _, test = splits(trained)
+    table = proof.read(runs[0]).goodness.clone()
+    change(table, test.labels)
+    digest = record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
+    values = metrics(table, test.labels, "last")
+    reseal(runs[0] / "metrics.json", **values, goodness_table=digest, environment={"device": "another"})
+    return values["accuracy"]
+
+
+def test_rounding_of_another_machine_passes_and_what_counts_is_computed_here(runs, trained):
+    honest = proof.read(runs[0]).metrics["accuracy"]
+    elsewhere(runs, trained, lambda table, _: table.mul_(1.0005))
+    rungs = climb(runs[0], trained)
+    assert rungs["goodness"].found.startswith("from the weights within 0.05 % (evaluated on another machine)")
+    assert rungs["metrics"].accuracy == honest
+
+
+def test_an_accuracy_made_of_allowed_rounding_is_found(runs, trained):
+    """Every value within the allowance, and yet every close image right."""
+
+    def nudge(table, labels):
+        true = torch.nn.functional.one_hot(labels, 10).bool()
+        table[..., 2] *= torch.where(true, 1.0009, 0.9991)
+
+    honest = proof.read(runs[0]).metrics["accuracy"]
+    forged = elsewhere(runs, trained, nudge)
+    if forged > honest + 0.5:
+        assert "predictions differ: more than another machine's rounding" in broken(runs[0], trained)
+    else:  # few images are that close: it passes, and counts for nothing
+        assert climb(runs[0], trained)["metrics"].accuracy == honest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_goodness_that_is_no_number_is_refused(runs, trained, value):
+    def no_number(table, labels):
+        table[torch.arange(len(labels)), labels, 2] = value
+
+    elsewhere(runs, trained, no_number)
+    assert "finite float32 values" in broken(runs[0], trained)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"other": torch.zeros(360, 10, 3)},
+        {"goodness": torch.zeros(360, 10)},
+        {"goodness": torch.zeros(360, 10, 3).double()},
+    ],
+)
+def test_a_goodness_file_of_another_shape(runs, trained, tensors):
+    digest = record.write_tensors(tensors, runs[0] / "goodness.safetensors")
+    reseal(runs[0] / "metrics.json", goodness_table=digest)
+    assert "no table of (360, 10, 3) finite float32 values" in broken(runs[0], trained)
+
+
+def test_without_the_goodness_file_the_weights_tell(runs, trained):
+    (runs[0] / "goodness.safetensors").unlink()
+    rungs = climb(runs[0], trained)
+    assert rungs["goodness"].holds
+    assert rungs["metrics"].accuracy == proof.read(runs[0]).metrics["accuracy"]
+    reseal(runs[0] / "metrics.json", goodness_table="0" * 64)
+    assert climb(runs[0], trained)["goodness"].holds is None
+
+
+def test_without_weights_nothing_is_more_than_told(runs, trained):
+    (runs[0] / "weights.safetensors").unlink()
+    rungs = climb(runs[0], trained)
+    assert (rungs["goodness"].holds, rungs["metrics"].holds, rungs["metrics"].accuracy) == (None, None, None)
+    (runs[0] / "goodness.safetensors").unlink()
+    assert "nothing to check it by" in broken(runs[0], trained)
+
+
+def judged(runs, params, accuracies, target, **rule):
+    """The statistics of the two runs as if they were all seeds of a row with that rule."""
+    row = params.experiments["digits"].model_copy(update={"seeds": (0, 1)})
+    both = [proof.read(folder)._replace(row=row) for folder in proof.runs_of(runs[0].parent)]
+    return proof.statistics(both, accuracies, target)
+
+
+def test_the_verdict_is_made_of_what_was_computed_here(runs, params):
+    target = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
+    rung, code = judged(runs, params, [90.1, 89.9], target)
+    assert (rung.holds, code) == (True, 0)
+    assert rung.found.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
+    assert judged(runs, params, [50.1, 49.9], target)[1] == 3
+    rung, code = judged(runs, params, [90.1, None], target)
+    assert (rung.holds, code) == (None, 4)
+    assert judged(runs, params, [90.1, 89.9], None)[1] == 4
+
+
+def test_runs_that_are_the_reference_are_compared_with_what_is_committed(runs, params):
+    target = Target(kind="reference", mean=90.0, std=0.5, n=2, values=[89.9, 90.1], source="here", row="a row")
+    row = params.experiments["digits"]
+    row = row.model_copy(update={"verdict": row.verdict.model_copy(update={"reference_seeds": (0, 1)}), "seeds": (2,)})
+    both = [proof.read(folder)._replace(row=row) for folder in proof.runs_of(runs[0].parent)]
+    assert proof.statistics(both, [90.0 - 0.125**0.5, 90.0 + 0.125**0.5], target) == (
+        proof.Rung("statistics", "these runs are the reference itself: 90.00 ± 0.50 (n = 2), as committed"),
+        0,
+    )
+    rung, code = proof.statistics(both, [90.0, 91.0], target)
+    assert (rung.holds, code) == (False, 3)
+
+
 def test_a_foreign_weights_file(runs, trained):
     shutil.copy(runs[0].parent / "1" / "weights.safetensors", runs[0])
     assert "weights.safetensors: broken link: not the tensors that record.json names" in broken(runs[0], trained)
@@ -188,13 +296,15 @@ def test_a_link_changed_and_sealed_anew(runs, trained):
 def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     reference = tmp_path / "results" / "digits" / "0"
     shutil.copytree(runs[0].parent, reference.parent)
-    found = climb(runs[0], trained, [reference])["bitwise"]
-    assert (found.found, found.holds) == ("all 3 epochs equal to digits/0's", True)
+    path = reference / "record.json"
+    found = climb(runs[0], trained, [path])["bitwise"]
+    assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
+    assert climb(runs[0], trained, [runs[0] / "record.json"])["bitwise"].holds is None  # no run is its own reference
     rechain(reference, {2: ("0" * 64, "0" * 64)})
-    found = climb(runs[0], trained, [reference])["bitwise"]
-    assert (found.found, found.holds) == ("differs from digits/0 from epoch 2 on", False)
-    reseal(reference / "record.json", environment={"device": "another"})
-    assert climb(runs[0], trained, [reference])["bitwise"].holds is None
+    found = climb(runs[0], trained, [path])["bitwise"]
+    assert (found.found, found.holds) == ("differs from the committed record from epoch 2 on", False)
+    reseal(path, environment={"device": "another"})
+    assert climb(runs[0], trained, [path])["bitwise"].holds is None
 
 
 @pytest.mark.parametrize(
@@ -280,7 +390,6 @@ def audited(runs, trained, epochs):
 
 
 def test_every_epoch_of_an_honest_run_follows(runs, trained):
-    assert audit.candidates(proof.read(runs[0]), runs[1]) == [1, 2, 3]
     found = audited(runs, trained, [1, 2, 3])
     assert [one.holds for one in found.values()] == [True] * 3
     assert found[3].found.startswith("the same bits")
@@ -331,8 +440,8 @@ def test_in_another_environment_rounding_passes_and_an_alteration_does_not(runs,
     found = audited(runs, trained, [1, 2, 3])
     assert {epoch: one.holds for epoch, one in found.items()} == {1: True, 2: False, 3: True}
     (runs[1] / "2.pt").unlink()
-    assert audit.candidates(proof.read(runs[0]), runs[1]) == [1, 2]
-    assert audited(runs, trained, [2])[2].holds is None
+    assert audited(runs, trained, [2])[2].holds is None  # another environment, and nothing to compare with
+    assert audited(runs, trained, [3])[3].found == "the state before it, digits-0/2.pt, was not shown"
 
 
 def test_a_state_that_is_not_the_chains_is_refused(runs, trained):
@@ -345,11 +454,12 @@ def test_a_state_that_is_not_the_chains_is_refused(runs, trained):
 
 
 def test_a_draw_repeats_by_its_seed_and_is_bounded():
-    assert audit.draw([1, 5, 9, 12], 4, 0) == [1, 5, 9, 12]
-    assert audit.draw(list(range(1, 201)), 3, 7) == audit.draw(list(range(1, 201)), 3, 7)
+    assert audit.draw(4, 4, 0) == [1, 2, 3, 4]
+    assert audit.draw(200, 3, 7) == audit.draw(200, 3, 7)
+    assert {epoch for seed in range(100) for epoch in audit.draw(4, 1, seed)} == {1, 2, 3, 4}
     for k in (0, 5):
         with pytest.raises(UserError, match="allowed: 1 to 4"):
-            audit.draw([1, 5, 9, 12], k, 0)
+            audit.draw(4, k, 0)
 
 
 def test_detection_by_hand():
@@ -360,19 +470,52 @@ def test_detection_by_hand():
 
 
 def test_distance_by_hand():
-    start, theirs, mine = ({"w": torch.tensor(values)} for values in ([0.0, 0.0], [3.0, 4.0], [3.0, 3.0]))
-    assert audit.distance(mine, theirs, start) == pytest.approx(0.2)
+    start, theirs, mine = (
+        {"w": torch.tensor(w), "mean": torch.tensor([mean]), "count": torch.tensor(count)}
+        for w, mean, count in (([0.0, 0.0], 0.0, 1), ([3.0, 4.0], 2.0, 2), ([3.0, 3.0], 2.0, 3))
+    )
+    assert audit.distance(mine, theirs, start) == pytest.approx(1 / 18**0.5)
+    theirs["mean"] += 1.0  # a small tensor is not lost among large ones
+    assert audit.distance(mine, theirs, start) == pytest.approx(0.5)
+    assert audit.distance(start, start, start) == 0
+    assert audit.distance(start, theirs, start) == float("inf")
+
+
+def test_an_optimizer_with_other_rules_is_not_taken_over(runs, trained):
+    """States that carry weight decay hash like any other; the audit trains by the row's rules all the same."""
+    state = checkpoint.read(runs[1] / "2.pt", CPU)
+    for adam in state["optimizers"]:
+        adam["param_groups"][0]["weight_decay"] = 0.1
+    torch.save(state, runs[1] / "2.pt")
+    assert audited(runs, trained, [3])[3].holds
+
+
+@pytest.mark.parametrize("what", ["network", "optimizers", "memory"])
+def test_a_state_of_another_network_in_the_chain_is_refused_in_one_line(runs, trained, what):
+    state = checkpoint.read(runs[1] / "2.pt", CPU)
+    state[what] = {"network": {"x": torch.zeros(1)}, "optimizers": [], "memory": {}}[what]
+    torch.save(state, runs[1] / "2.pt")
+    rechain(runs[0], {2: checkpoint.hashes(state)})
+    with pytest.raises(UserError, match=r"2\.pt: not a state of this row's network"):
+        audited(runs, trained, [3])
+
+
+def test_an_audit_on_other_data_is_refused(runs, trained):
+    data = splits(trained)[0]
+    with pytest.raises(UserError, match="training data other than this project's digits"):
+        list(audit.audit(proof.read(runs[0]), data[torch.arange(1, 1437)], runs[1], [1], CPU))
 
 
 def test_the_command_audits_a_run(home):
     done = home.run("ffrepro", "audit", "runs/digits/0", "--epochs", "2", "--draw", "3", FFREPRO_THREADS="1")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("digits-0: 3 of 3 epochs can be trained again; drawn: ")
+    assert lines[0].startswith("digits-0: drawn of 3 epochs: ")
+    assert lines[0].endswith(" (--draw 3)")
     assert [line.startswith("ok epoch ") for line in lines[1:3]] == [True, True]
     done = home.run("ffrepro", "audit", "runs/digits/0", "--epochs", "4", FFREPRO_THREADS="1")
     assert done.returncode == 2
-    assert done.stderr == "ffrepro: --epochs: given 4; allowed: 1 to 3, the epochs whose state before was kept\n"
+    assert done.stderr == "ffrepro: --epochs: given 4; allowed: 1 to 3, the run's epochs\n"
 
 
 # The crate

@@ -87,7 +87,7 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
         else:
             theirs = _state(path, chain[epoch], device)["network"]
             share = distance(network.state_dict(), theirs, start)
-            text = f"another environment than the record's: {100 * share:.1f} % of what the epoch moved apart"
+            text = f"another environment than the record's: worst tensor off by {100 * share:.1f} % of its movement"
             yield Finding(epoch, f"{text} ({100 * TOLERANCE:g} % allowed)", share <= TOLERANCE)
 
 

@@ -349,7 +349,7 @@ def test_text_is_hashed_as_utf_8():
 
 def test_the_environment_names_no_user_host_or_path(root):
     facts = record.environment(torch.device("cpu"))
-    assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "kernels", "machine"}
+    assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "model", "kernels", "machine"}
     assert (facts["device"], facts["threads"], facts["torch"]) == ("cpu", 1, torch.__version__)
     assert facts["kernels"] == "deterministic"
     text = json.dumps(facts)

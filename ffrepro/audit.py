@@ -86,6 +86,8 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             yield Finding(epoch, "another environment than the record's, and the state after it was not shown", None)
         else:
             theirs = _state(path, chain[epoch], device)["network"]
+            if {name: value.shape for name, value in theirs.items()} != {name: start[name].shape for name in start}:
+                raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network")
             share = distance(network.state_dict(), theirs, start)
             text = f"another environment than the record's: worst tensor off by {100 * share:.1f} % of its movement"
             yield Finding(epoch, f"{text} ({100 * TOLERANCE:g} % allowed)", share <= TOLERANCE)

@@ -88,7 +88,7 @@ class NetworkParams(Section):
         ge=1,
         le=64,
         description="Side in pixels of the square patches in which a label's plane starts out constant, the planes "
-        "orthogonal; 1: a draw a pixel, as the authors' does.",
+        "orthogonal and of mean 0; 1: a draw a pixel, as the authors' does.",
     )
 
     def parsed(self) -> list[tuple[int, bool]]:
@@ -183,9 +183,9 @@ class Experiment(Defaults):
             allowed = f"at most the {left} images left to train on (a partial batch is dropped)"
             yield "training.batch", self.training.batch, allowed
         patch, classes = self.network.label_patch, self.classes
-        fits = [p for p in range(1, side) if not (height % p or width % p) and (height // p) * (width // p) >= classes]
+        fits = [p for p in range(1, side) if not (height % p or width % p) and (height // p) * (width // p) > classes]
         if patch > 1 and patch not in fits:
-            allowed = f"{', '.join(map(str, fits))}: what divides {height}x{width} into {classes} patches or more"
+            allowed = f"{', '.join(map(str, fits))}: what divides {height}x{width} into more than {classes} patches"
             yield "network.label_patch", patch, allowed
         if self.augmentation.crop >= side:
             yield "augmentation.crop", self.augmentation.crop, f"less than the image's {side} pixels"

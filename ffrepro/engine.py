@@ -119,6 +119,7 @@ class Engine:
         self.first = torch.zeros((), dtype=torch.int64, device=device)  # of the step's batch, in the epoch's order
         self.places = torch.arange(experiment.training.batch, device=device)
         self.sums = torch.zeros(2, len(network.blocks), device=device)
+        self.sound = torch.zeros(len(network.blocks), dtype=torch.int64, device=device)  # steps with a number for a sum
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.run: Callable[[int], None] = self._step
         if self.stream:
@@ -143,6 +144,7 @@ class Engine:
             else:
                 self.draws.copy_(draws)
             self.sums.zero_()
+            self.sound.zero_()
             for step in range(self.steps):
                 parity = step % len(self.adams)
                 self.first.fill_(step * training.batch)
@@ -155,12 +157,13 @@ class Engine:
         blocks = range(len(self.network.blocks))
         counts = [sum(has_loss(i, step, training.update) for step in range(self.steps)) for i in blocks]
         loss, separation = (sums / torch.tensor(counts)).unbind()
-        for i in blocks:
-            if counts[i] and not loss[i].isfinite():
-                raise UserError(
-                    f"training: the loss of block {i + 1} is no number in epoch {epoch + 1}; nothing of it is kept; "
-                    f"try a smaller training.lr, or another training.precision than {training.precision}"
-                )
+        step, block = min((step, i) for i, step in enumerate(self.sound.tolist()))
+        if step < self.steps:
+            raise UserError(
+                f"training: the loss of block {block + 1} is no number in step {step + 1} of epoch {epoch + 1}; "
+                "nothing of that epoch is kept; try a smaller training.lr, or another training.precision than "
+                f"{training.precision}"
+            )
         return loss, separation
 
     def _step(self, parity: int) -> None:
@@ -180,6 +183,7 @@ class Engine:
         torch.autograd.backward(losses.sum())
         adam.step()
         self.sums[:, learners(parity, training.update)] += torch.stack([losses.detach(), separations.mean(1)])
+        self.sound += self.sums[0].isfinite()
         if training.hardness:
             negatives.remember(self.memory, draws.order, labels, wrong, -separations[-1])
 

@@ -22,12 +22,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def orthogonal(rows: Tensor) -> Tensor:
-    """The rows (n, m >= n) made orthogonal, one after the other (Gram-Schmidt), each of mean square 1, as N(0, 1) is.
+    """The rows (n, m > n) made orthogonal, one after the other (Gram-Schmidt), each of mean 0 and mean square 1.
 
     In Python's floats with correctly rounded sums, so that the bits are the same on every machine.
     """
     done: list[list[float]] = []
     for row in rows.double().tolist():
+        mean = math.fsum(row) / len(row)
+        row = [a - mean for a in row]
         for other in done:
             share = math.fsum(a * b for a, b in zip(row, other, strict=True)) / len(row)
             row = [a - share * b for a, b in zip(row, other, strict=True)]
@@ -90,8 +92,9 @@ class Network(nn.Module):
     blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed`
     alone and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer;
     embedding N(0, 1), one draw a pixel as in the authors' code. With a `label_patch` above 1, one draw for each square
-    patch of that side, and the planes made orthogonal: 3x3 convolutions can read the label off any place of a smooth
-    plane, and deeper blocks gain by it, but ten draws of few numbers lie close together for some labels of some seeds.
+    patch of that side, and the planes made orthogonal and of mean 0: 3x3 convolutions can read the label off any place
+    of a smooth plane, and deeper blocks gain by it, but of few numbers some seeds draw planes that lie close together,
+    or differ mostly by a constant, which blocks learn from less.
     """
 
     blocks: Sequence[Block]  # a ModuleList, which does not know the type of what it holds

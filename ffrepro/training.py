@@ -47,6 +47,8 @@ class Trained(NamedTuple):
     history: list[dict[str, Any]]  # one entry an epoch
     chain: list[Link]  # one link an epoch
     started: str  # UTC; of the first piece, where it was interrupted
+    data: str  # hash of the split trained on
+    initial_weights: str  # their hash
 
 
 def train(
@@ -73,7 +75,8 @@ def train(
     adams = optimizers(network, experiment.training)
     memory = negatives.memory(len(data.labels), experiment.classes, device)
     key = _key(experiment, seed, data)
-    first = first_link(key | {"initial weights": record.tensors_hash(network.state_dict())})
+    initial = record.tensors_hash(network.state_dict())
+    first = first_link(key | {"initial weights": initial})
     with Checkpoint(checkpoint, key, first, network, adams, memory, keep=keep) as saved:
         history, line = saved.resume()
         if line:
@@ -100,7 +103,7 @@ def train(
             history.append(entry)
             saved.save(history)
             finished(entry)
-    return Trained(network, history, saved.chain, saved.started)
+    return Trained(network, history, saved.chain, saved.started, key["data"], initial)
 
 
 def first_link(facts: dict[str, str]) -> str:
@@ -133,9 +136,9 @@ def load_weights(network: Network, weights: dict[str, Tensor], path: Path) -> No
 
 
 def run_record(
-    name: str, experiment: Experiment, seed: int, data: Split, trained: Trained, history: Path, project: Layout
+    name: str, experiment: Experiment, seed: int, trained: Trained, history: Path, project: Layout
 ) -> dict[str, Any]:
-    """The record of one training: what ran, on what, from what. data: the split trained on; history: its file.
+    """The record of one training: what ran, on what, from what. history: its file.
 
     Names no user, host or path. `record.write_sealed` writes it, `proof.py` checks it.
     """
@@ -150,10 +153,10 @@ def run_record(
         "lock": record.lock_hash(project.root),
         "row": json.loads(training_parameters(experiment)),
         "parameters": record.text_hash(training_parameters(experiment)),
-        "data": record.tensors_hash(data._asdict()),
-        "initial_weights": record.tensors_hash(build(experiment, seed, torch.device("cpu")).state_dict()),
+        "data": trained.data,
+        "initial_weights": trained.initial_weights,
         "chain": trained.chain,
-        "weights": record.tensors_hash(trained.network.state_dict()),
+        "weights": trained.chain[-1]["weights"],
         "history": record.file_hash(history),
         "environment": record.environment(device),
         "driver": record.driver(device),

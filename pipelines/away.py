@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         renamed = [{name.replace("held_out", "test"): entry[name] for name in entry} for entry in trained.history]
         trained = trained._replace(history=renamed)
     record.write_csv(trained.history, options.out / "history.csv")
-    facts = training.run_record(options.row, row, options.seed, train, trained, options.out / "history.csv", project)
+    facts = training.run_record(options.row, row, options.seed, trained, options.out / "history.csv", project)
     table, metrics = evaluation.evaluate(trained.network, test.to(device), row)
     record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
     tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}

@@ -271,11 +271,11 @@ def test_one_line_says_where_what_was_given_and_what_is_allowed(sound, tmp_path,
         ),
         (
             {"experiments.small.network.label_patch": 3},
-            "experiments.small.network.label_patch: given 3; allowed: 1, 2: what divides 8x8 into 10 patches or more",
+            "experiments.small.network.label_patch: given 3; allowed: 1, 2: what divides 8x8 into more than 10 patches",
         ),
         (
             {"experiments.wide.network.label_patch": 4},
-            "experiments.wide.network.label_patch: given 4; allowed: 1, 2: what divides 8x8 into 10 patches or more",
+            "experiments.wide.network.label_patch: given 4; allowed: 1, 2: what divides 8x8 into more than 10 patches",
         ),
         (
             {"experiments.wide.evaluation.vote": "last-3"},

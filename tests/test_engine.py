@@ -117,13 +117,17 @@ def test_rows_of_draws_are_those_of_each_part():
     assert part.noise.shape == (2, 11)
 
 
-def test_a_loss_that_is_no_number_stops_with_its_block(row, digits):
-    chosen = row(epochs=1, blocks="4 4P", lr=10.0, loss="threshold", threshold=1000.0)
-    trained = engine(chosen, digits[0][torch.arange(200)])
-    with torch.no_grad():
-        trained.network.blocks[0].conv.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"loss of block 1 is no number in epoch 3; .*training\.lr"):
-        trained.epoch(0, 2)
+@pytest.mark.parametrize(("after", "step", "block"), [(0, 2, 1), (1, 3, 2)])
+def test_a_loss_that_is_no_number_stops_with_its_block_and_step(row, digits, after, step, block):
+    trained = engine(row(epochs=1, blocks="4 4P", batch=20), digits[0][torch.arange(200)])
+
+    @torch.no_grad()
+    def spoil(done):
+        if done == after:
+            trained.network.blocks[0].conv.weight.fill_(float("nan"))
+
+    with pytest.raises(UserError, match=rf"block {block} is no number in step {step} of epoch 3; .*training\.lr"):
+        trained.epoch(0, 2, spoil)
 
 
 def test_progress_gets_every_whole_batch(row):

@@ -71,17 +71,18 @@ def test_initial_weights_are_the_same_for_every_instruction_set():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_label_patches_start_constant_and_the_planes_orthogonal(seed):
+def test_label_patches_start_constant_and_the_planes_orthogonal_and_of_mean_0(seed):
     planes = Network((3, 16, 12), 10, [(4, False)], "batch", seed, label_patch=4).embedding.weight.view(10, 4, 4, 3, 4)
     assert (planes == planes[:, :, :1, :, :1]).all()
     patches = planes[:, :, 0, :, 0].flatten(1).double()
     torch.testing.assert_close(patches @ patches.T / 12, torch.eye(10, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert patches.mean(1).abs().max() < 1e-6
 
 
 def test_rows_are_made_orthogonal_by_hand():
-    # (3, 4) has length 5 and becomes (3, 4) / 5 * sqrt(2); what (1, 0) has left of it is (16, -12) / 25
-    made = orthogonal(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
-    torch.testing.assert_close(made, torch.tensor([[0.6, 0.8], [0.8, -0.6]]) * 2**0.5)
+    # less their means: (1, -1, 0) and (1, 0, -1); of the second, (1, 1, -2) / 2 is at a right angle to the first
+    made = orthogonal(torch.tensor([[5.0, 3.0, 4.0], [2.0, 1.0, 0.0]]))
+    torch.testing.assert_close(made, torch.tensor([[1.5**0.5, -(1.5**0.5), 0], [0.5**0.5, 0.5**0.5, -(2**0.5)]]))
 
 
 def test_initial_weights_have_pytorchs_distributions():

@@ -216,7 +216,7 @@ def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:
 
 
 def ladder(run: Run, data: tuple[Split, Split] | None, references: list[Path], device: torch.device) -> Iterator[Rung]:
-    """The rungs above "whole", in order.
+    """The rungs of one run above "whole", in order.
 
     data: the row's prepared (training, test) splits without what the row holds out, None where they are not at hand.
     references: committed records of the row. Raises UserError for a link that breaks.
@@ -234,7 +234,6 @@ def ladder(run: Run, data: tuple[Split, Split] | None, references: list[Path], d
         yield Rung("data", "not at hand: `ffrepro fetch` brings them", None)
     yield _initial_weights(run)
     yield from _metrics(run, data, device)
-    yield _self_repeat(run, device)
     yield _bitwise(run, references)
 
 
@@ -342,8 +341,8 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
     )
 
 
-def _self_repeat(run: Run, device: torch.device) -> Rung:
-    same, hashes = doctor.twice(run.row, device)
+def _self_repeat(row: Experiment, device: torch.device) -> Rung:
+    same, hashes = doctor.twice(row, device)
     return Rung("self-repeat", f"4 steps of the row, twice on this machine: {' and '.join(hashes)}", same)
 
 
@@ -422,6 +421,10 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
             accuracies[-1] = rung.accuracy if rung.what == "metrics" else accuracies[-1]
             code = 3 if rung.holds is False else code
         runs.append(run)
+    print(f"{name}, {len(runs)} seed{'s' * (len(runs) > 1)}")
+    rung = _self_repeat(runs[0].row, device)
+    _print(rung)
+    code = 3 if rung.holds is False else code
     rung, judged = statistics(
         runs, accuracies, target_of(read_targets(project.paper, project.reference), name, run.row)
     )

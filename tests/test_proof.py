@@ -81,7 +81,6 @@ def test_an_honest_run_holds_on_every_rung(runs, trained):
         "precision",
         "goodness",
         "metrics",
-        "self-repeat",
         "bitwise",
     ]
     assert {what for what, rung in rungs.items() if rung.holds is not True} == {"bitwise"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from ffrepro.data import Split
-    from ffrepro.network import Network
+    from ffrepro.network import Convolutional
 
 WARM_UP = 2  # steps before the clock starts: an even and an odd one; on CUDA a second pair is captured
 EVALUATED = 100  # images, each under every label
@@ -87,12 +87,14 @@ def _images(row: Experiment, n: int) -> "Split":
     return Split(pixels, torch.randint(0, row.classes, (n,), generator=generator))
 
 
-def _network(row: Experiment, device: "torch.device", *, plain: bool) -> "Network":
+def _network(row: Experiment, device: "torch.device", *, plain: bool) -> "Convolutional":
     import torch
 
+    from ffrepro.network import Convolutional
     from ffrepro.training import build
 
     network = build(row, 0, device)
+    assert isinstance(network, Convolutional)
     if plain:
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     return network
@@ -270,6 +272,8 @@ def run(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The whole benchmark of a row on a device: medians, spreads and ratios. On a CPU the plain loop is float32's."""
+    if row.network.norm == "length" or row.training.update == "backprop":
+        raise UserError("bench: given a row of another kind; allowed: rows of the authors' loop, with label planes")
     plain_row = changed(row, {"training.precision": "float32"}) if device == "cpu" else row
 
     def case(what: str, chosen: Experiment, threads: int = 0) -> dict[str, Any]:

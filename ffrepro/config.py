@@ -1,8 +1,9 @@
 """params.yaml as frozen Pydantic models: checked once, here, and trusted everywhere else.
 
-A row of `experiments` states only what differs from `defaults`; `load` lays the two over one another and validates the
-whole file, so every error is found before anything runs. There are no default values in this module: a parameter's
-value stands in params.yaml, its meaning and its limits stand here, and the messages say what is allowed by the limits.
+A row of `experiments` states only what differs from `defaults`, or from the row that it is `like`; `load` lays them
+over one another and validates the whole file, so every error is found before anything runs. There are no default values
+in this module: a parameter's value stands in params.yaml, its meaning and its limits stand here, and the messages say
+what is allowed by the limits.
 """
 
 import difflib
@@ -81,9 +82,13 @@ class NetworkParams(Section):
     blocks: str = Field(
         pattern=r"^[1-9][0-9]{0,3}P?( [1-9][0-9]{0,3}P?)*$",
         examples=["64 128P 128"],
-        description="Channels out of each block, first to last; P where the block ends with 2x2 max pooling.",
+        description="Channels out of each block, first to last; P where the block ends with 2x2 max pooling. "
+        "With `norm: length`, units of each layer.",
     )
-    norm: Literal["batch", "layer"] = Field(description="What stands before each convolution.")
+    norm: Literal["batch", "layer", "length"] = Field(
+        description="What stands before each convolution; length: the original network of fully connected layers, "
+        "whose activations are divided by their length."
+    )
     label_patch: int = Field(
         ge=1,
         le=64,
@@ -97,12 +102,20 @@ class NetworkParams(Section):
 
 
 class Training(Section):
-    update: Literal["overlapping", "layer-wise"] = Field(
-        description="Windows of two blocks that alternate from step to step, or every block by itself."
+    update: Literal["overlapping", "layer-wise", "backprop"] = Field(
+        description="Windows of two blocks that alternate from step to step, or every block by itself; backprop: the "
+        "twin, all blocks at once below a linear read-out."
     )
-    loss: Literal["symba", "threshold"] = Field(description="SymBa's loss or the original one.")
+    loss: Literal["symba", "threshold", "cross-entropy"] = Field(
+        description="SymBa's loss or the original one; cross-entropy is that of `update: backprop`."
+    )
     alpha: float = Field(gt=0, le=1000, description="SymBa's slope; read by `loss: symba`.")
     threshold: float = Field(gt=0, le=1000, description="The original loss's threshold; read by `loss: threshold`.")
+    slope: float = Field(
+        gt=0,
+        le=10_000,
+        description="How steep the original loss is in the mean goodness; the number of units makes a sum of it.",
+    )
     hardness: Annotated[float, PlainZero] = Field(
         ge=0,
         le=100,
@@ -175,6 +188,7 @@ class Experiment(Defaults):
             most = f"at most {side.bit_length() - 1} poolings (P)"
             shrink = f"or the {height}x{width} images of {self.data.name} shrink to nothing"
             yield "network.blocks", self.network.blocks, f"{most}, {shrink}"
+        yield from self._of_other_kinds()
         if self.training.update == "overlapping" and len(blocks) < 2:
             yield "training.update", self.training.update, "layer-wise, for a network of 1 block"
         if left < 1:
@@ -192,6 +206,35 @@ class Experiment(Defaults):
         vote = self.evaluation.vote
         if vote.startswith("last-") and int(vote.removeprefix("last-")) > len(blocks):
             yield "evaluation.vote", vote, f"at most as many blocks as the network has, {len(blocks)}"
+
+    def _of_other_kinds(self) -> Iterator[tuple[str, object, str]]:
+        """What the backprop twin and the original network do not have."""
+        network, training = self.network, self.training
+        if (training.update == "backprop") != (training.loss == "cross-entropy"):
+            allowed = "cross-entropy" if training.update == "backprop" else "symba, threshold"
+            yield "training.loss", training.loss, f"{allowed}, with update: {training.update}"
+        unused: list[tuple[str, object, object]] = []
+        if training.update == "backprop":
+            unused += [("network.label_patch", network.label_patch, 1), ("training.hardness", training.hardness, 0)]
+            unused += [("evaluation.vote", self.evaluation.vote, "last")]
+        yield from ((*one[:2], f"{one[2]}, with update: backprop") for one in unused if one[1] != one[2])
+        if network.norm == "length":
+            if training.update == "backprop":
+                yield "network.norm", "length", "batch, layer, with update: backprop"
+            if "P" in network.blocks:
+                yield "network.blocks", network.blocks, "no pooling (P), with norm: length"
+            if network.label_patch != 1:
+                yield "network.label_patch", network.label_patch, "1, with norm: length"
+
+    @property
+    def evaluated_in(self) -> str:
+        """The precision of its evaluation: the row's, or float32 for the twin, which takes one pass."""
+        return "float32" if self.training.update == "backprop" else self.training.precision
+
+    @property
+    def columns(self) -> int:
+        """What a prediction can be made by: the blocks, or the twin's one read-out."""
+        return 1 if self.training.update == "backprop" else len(self.network.parsed())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -228,15 +271,21 @@ def load(path: Path) -> Params:
     written = checked(_Written, read_yaml(path), path.name)
     rows = {name: row or {} for name, row in written.experiments.items()}
     lines = list(_mistakes_in_defaults(written.defaults))
+    astray: list[str] = []
+    families = {name: _family(name, rows, astray) for name in rows}
+    _refuse(astray, path.name)
     experiments: dict[str, Experiment] = {}
     inherited: dict[tuple[tuple[str, ...], str], list[str]] = {}
-    for name, row in rows.items():
+    for name in rows:
         try:
-            experiments[name] = Experiment.model_validate(_laid_over(written, row))
+            experiments[name] = Experiment.model_validate(_laid_over(written, rows, families[name]))
         except ValidationError as error:
             for kind, field, text in _mistakes(error, Experiment):
-                if _states(row, field):
+                by = next((one for one in families[name] if _states(rows[one], field)), None)
+                if by == name or (by and kind == "combination"):
                     lines.append(_line(("experiments", name, *field), text))
+                elif by:
+                    continue  # found in the row that states it
                 elif kind in ("missing", "combination"):  # the rest was found in the defaults
                     inherited.setdefault((field, text), []).append(name)
     for (field, text), names in inherited.items():
@@ -250,11 +299,27 @@ def load(path: Path) -> Params:
     return Params(seeds=written.seeds, experiments=experiments)
 
 
-def _laid_over(written: _Written, row: dict[Any, Any]) -> dict[Any, Any]:
+def _family(name: str, rows: Mapping[str, dict[Any, Any]], lines: list[str]) -> list[str]:
+    """The row and those that it is `like`, nearest first; a line for a `like` that leads nowhere or round."""
+    family = [name]
+    while "like" in (row := rows[family[-1]]):
+        base = row["like"]
+        if not isinstance(base, str) or base not in rows or base in family:
+            allowed = "the name of another row, which is not itself like this one"
+            lines.append(_line(("experiments", family[-1], "like"), f"given {_shown(base)}; allowed: {allowed}"))
+            break
+        family.append(base)
+    return family
+
+
+def _laid_over(written: _Written, rows: Mapping[str, dict[Any, Any]], family: list[str]) -> dict[Any, Any]:
     """The row with what it does not state: section by section, and keeping what is unknown, for validation to find."""
-    base = {"seeds": written.seeds, **written.defaults}
-    both = {k: {**base[k], **row[k]} for k in row if isinstance(row[k], dict) and isinstance(base.get(k), dict)}
-    return {**base, **row, **both}
+    whole: dict[Any, Any] = {"seeds": written.seeds, **written.defaults}
+    for name in reversed(family):
+        row = {key: value for key, value in rows[name].items() if key != "like"}
+        both = {k: {**whole[k], **row[k]} for k in row if isinstance(row[k], dict) and isinstance(whole.get(k), dict)}
+        whole = {**whole, **row, **both}
+    return whole
 
 
 def _mistakes_in_defaults(defaults: dict[Any, Any]) -> Iterator[str]:
@@ -337,6 +402,7 @@ def _mistakes(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[
             yield kind, place[:-1], f"given {_shown(details['input'])}; allowed: {allowed}"
         elif kind in ("extra_forbidden", "invalid_key"):
             known = list(_schema(model, place[:-1])["properties"])
+            known += ["like"] if model is Experiment and len(place) == 1 else []
             near = difflib.get_close_matches(place[-1], known, 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             yield kind, place, f"given an unknown key{hint}; allowed: {', '.join(known)}"
@@ -451,6 +517,10 @@ def json_schema() -> str:
     """JSON Schema of params.yaml for editors: in `defaults` and in a row every field may be left out."""
     schema = Params.model_json_schema()
     definitions, fields = schema["$defs"], schema["properties"]
+    definitions["Experiment"]["properties"] = {
+        "like": {"type": "string", "description": "Another row, which says what this one does not."},
+        **definitions["Experiment"]["properties"],
+    }
     definitions["Defaults"] = {k: v for k, v in Defaults.model_json_schema().items() if k != "$defs"}
     for definition in definitions.values():
         definition.pop("required", None)

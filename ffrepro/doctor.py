@@ -98,6 +98,7 @@ PROBE = {
         "loss": "symba",
         "alpha": 4,
         "threshold": 2,
+        "slope": 1,
         "hardness": 1,
         "epochs": 1,
         "batch": 32,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ffrepro import augment, negatives
+from ffrepro import augment, backprop, negatives
 from ffrepro.config import Experiment
 from ffrepro.data import DATASETS, Split
 from ffrepro.errors import UserError
 from ffrepro.goodness import wrong_labels
 from ffrepro.network import Network, autocast
 from ffrepro.randomness import generator
-from ffrepro.step import has_loss, learners, learning_rate, local_losses, set_learning_rate
+from ffrepro.step import learners, learning_rate, local_losses, set_learning_rate
 
 
 class Draws(NamedTuple):
@@ -154,9 +154,10 @@ class Engine:
                 self.run(parity)
                 progress(step)
             sums = self.sums.cpu()  # waits for the epoch's end
-        blocks = range(len(self.network.blocks))
-        counts = [sum(has_loss(i, step, training.update) for step in range(self.steps)) for i in blocks]
-        loss, separation = (sums / torch.tensor(counts)).unbind()
+        counts = torch.zeros(len(self.network.blocks))
+        for step in range(self.steps):
+            counts[learners(step, training.update)] += 1
+        loss, separation = (sums / counts).unbind()
         step, block = min((step, i) for i, step in enumerate(self.sound.tolist()))
         if step < self.steps:
             raise UserError(
@@ -179,7 +180,10 @@ class Engine:
         adam = self.adams[parity]
         adam.zero_grad()
         with autocast(images.device, training.precision):
-            losses, separations = local_losses(self.network, images, labels, wrong, parity, training)
+            if isinstance(self.network, backprop.Classifier):
+                losses, separations = backprop.loss(self.network, images, labels)
+            else:
+                losses, separations = local_losses(self.network, images, labels, wrong, parity, training)
         torch.autograd.backward(losses.sum())
         adam.step()
         self.sums[:, learners(parity, training.update)] += torch.stack([losses.detach(), separations.mean(1)])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ffrepro import record
 from ffrepro.augment import normalise
+from ffrepro.backprop import Classifier
 from ffrepro.config import Experiment, changed
 from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
@@ -25,15 +26,19 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
     """Goodness of every image under every label at every block, in eval mode (running statistics).
 
     images: (N, C, H, W) uint8. Returns (N, classes, blocks) float32 on the same device. The first block sees an image
-    once for all labels (`Network.under_every_label`); autocast casts each weight once for all passes.
+    once for all labels (`Convolutional.under_every_label`); autocast casts each weight once for all passes. Of a
+    backprop twin: the logits of its read-out, (N, classes, 1), which take a tenth of the passes and hence float32.
     """
     source = DATASETS[experiment.data.name]
     mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
     training = network.training
     network.eval()
     rows = []
-    with autocast(images.device, experiment.training.precision):
+    with autocast(images.device, experiment.evaluated_in):
         for batch in torch.split(images, IMAGES):
+            if isinstance(network, Classifier):
+                rows.append(network.logits(normalise(batch, mean, std)).unsqueeze(2))
+                continue
             h = network.under_every_label(normalise(batch, mean, std))
             table = [goodness(h)]
             for block in network.blocks[1:]:
@@ -115,7 +120,7 @@ def decide(table: Tensor, network: Network, images: Tensor, experiment: Experime
     (`contenders`); between those, float32 decides. Blocks that do not vote stay as they are.
     """
     table, vote = table.clone(), experiment.evaluation.vote
-    if experiment.training.precision == "float32":
+    if experiment.evaluated_in == "float32":
         return table, 0
     image, label = contenders(table, vote).nonzero(as_tuple=True)
     if len(image):

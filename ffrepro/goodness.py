@@ -50,13 +50,14 @@ def symba_loss(positive: Tensor, negative: Tensor, alpha: float) -> Tensor:
     return softplus(-alpha * (positive - negative)).mean()
 
 
-def threshold_loss(positive: Tensor, negative: Tensor, threshold: float) -> Tensor:
-    """mean of softplus(threshold - g+) and softplus(g- - threshold) over both halves.
+def threshold_loss(positive: Tensor, negative: Tensor, threshold: float, slope: float) -> Tensor:
+    """mean of softplus(slope (threshold - g+)) and softplus(slope (g- - threshold)) over both halves.
 
     positive, negative: (B,) goodness of the true-label and the wrong-label half. Returns ().
-    Source: the original Forward-Forward loss (Hinton 2022, equation 1), the ablation's other loss.
+    Source: the original Forward-Forward loss (Hinton 2022, equation 1), the ablation's other loss. Hinton's goodness is a
+    sum over units, which a slope of their number makes of the mean; the threshold is one by unit.
     """
-    return softplus(torch.cat([threshold - positive, negative - threshold])).mean()
+    return softplus(slope * torch.cat([threshold - positive, negative - threshold])).mean()
 
 
 def wrong_labels(labels: Tensor, shift: Tensor, classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The label embedding, `Block` and `Network`. Nothing here trains.
+"""A chain of blocks that sees an image under a label, and the Trifecta's kind of it. Nothing here trains.
 
 12 blocks on CIFAR-10 have 8,496,520 parameters, the ablation's 6 blocks 2,818,568, embedding included.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn, relu_
 from torch.nn.functional import batch_norm, conv2d, max_pool2d
 
+from ffrepro import portable
 from ffrepro.randomness import generator, normal, uniform
 
 Norm = Literal["batch", "layer"]
@@ -19,6 +20,27 @@ Norm = Literal["batch", "layer"]
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The arithmetic of a row: convolutions in `precision`, everything that adds up in float32."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def emulates(x: Tensor) -> bool:
+    """Whether x meets bfloat16 arithmetic on a CPU without it, where PyTorch's own way is a loop 15 times slower than
+    float32. The portable profile always does, for all its CPUs to compute alike."""
+    wanted = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not wanted or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    return portable() or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """The 3x3 convolution with padding 1, in autocast's precision.
+
+    Emulated: float32's of the rounded values, rounded, which is what bfloat16 units compute: of two bfloat16 numbers
+    the product is exact in float32, and sums are float32's there too.
+    """
+    if not emulates(x):
+        return conv2d(x, weight, padding=1)
+    with torch.autocast("cpu", enabled=False):
+        return conv2d(x.bfloat16().float(), weight.bfloat16().float(), padding=1).bfloat16()
 
 
 def orthogonal(rows: Tensor) -> Tensor:
@@ -38,8 +60,20 @@ def orthogonal(rows: Tensor) -> Tensor:
     return torch.tensor(done, dtype=torch.float64).float()
 
 
-class Block(nn.Module):
-    """Norm, 3x3 convolution without bias, ReLU, and 2x2 max pooling where marked: the unit that has a loss.
+def _added(y: Tensor, shift: Tensor) -> Tensor:
+    """y + shift, (B, H, W, C) and (1, H, W, C), as a matrix product, whose backward is one too."""
+    return torch.addmm(y.flatten(1), y.new_ones(len(y), 1), shift.flatten(1)).view_as(y)
+
+
+class Unit(nn.Module):
+    """What a network is a chain of, and what has a loss."""
+
+    def observe(self, x: Tensor) -> None:
+        """What is left of `forward` where nobody reads its output."""
+
+
+class Block(Unit):
+    """Norm, 3x3 convolution without bias, ReLU, and 2x2 max pooling where marked.
 
     The norm stands before the convolution, so a block cannot read goodness off the length of its input
     (the Trifecta's first technique). `norm: layer` is the ablation's, over (C, H, W), affine.
@@ -53,7 +87,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels_in, H, W) -> (B, channels_out, H, W), or half of H and W where the block pools."""
-        x = self._folded(x) if self._folds(x) else self.conv(self.norm(x))
+        x = self._folded(x) if self._folds(x) else convolve(self.norm(x), self.conv.weight)
         return relu_(max_pool2d(x, 2) if self.pool else x)  # ReLU and max commute, and this order is cheaper
 
     def _folds(self, x: Tensor) -> bool:
@@ -75,19 +109,76 @@ class Block(nn.Module):
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         z = batch_norm(x, norm.running_mean, norm.running_var, training=True, momentum=norm.momentum, eps=norm.eps)
-        y = conv2d(z, weight * norm.weight.view(1, -1, 1, 1), padding=1).permute(0, 2, 3, 1)
-        shift = conv2d(norm.bias.view(1, -1, 1, 1).expand(1, -1, *x.shape[2:]), weight, padding=1).permute(0, 2, 3, 1)
-        added = torch.addmm(y.flatten(1), y.new_ones(len(y), 1), shift.flatten(1))  # its backward is one matmul
-        return added.view_as(y).permute(0, 3, 1, 2)
+        y = convolve(z, weight * norm.weight.view(1, -1, 1, 1)).permute(0, 2, 3, 1)
+        shift = convolve(norm.bias.view(1, -1, 1, 1).expand(1, -1, *x.shape[2:]), weight).permute(0, 2, 3, 1)
+        if emulates(x):
+            with torch.autocast("cpu", enabled=False):
+                added = _added(y.float(), shift.float()).bfloat16()
+        else:
+            added = _added(y, shift)
+        return added.permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """What is left of `forward` where nobody reads its output: the norm's running statistics."""
+        """The norm's running statistics."""
         self.norm(x)
 
 
+def chain(
+    shape: tuple[int, int, int], blocks: list[tuple[int, bool]], norm: Norm
+) -> tuple[list[Block], tuple[int, int, int]]:
+    """The blocks for an input of shape (C, H, W), one after the other, and the last one's output's shape.
+
+    blocks: (channels out, whether it pools) of each.
+    """
+    channels, height, width = shape
+    made = []
+    for channels_out, pool in blocks:
+        made.append(Block(channels, channels_out, (height, width), pool=pool, norm=norm))
+        channels = channels_out
+        if pool:
+            height, width = height // 2, width // 2
+    return made, (channels, height, width)
+
+
+@torch.no_grad()
+def initialise(layer: nn.Conv2d | nn.Linear, draws: torch.Generator) -> None:
+    """Weights (and biases) U(-1/sqrt(fan in), +), PyTorch's default for these layers, the same on every machine."""
+    limit = 1 / math.sqrt(math.prod(layer.weight.shape[1:]))
+    layer.weight.copy_(uniform(tuple(layer.weight.shape), limit, draws))
+    if layer.bias is not None:
+        layer.bias.copy_(uniform(tuple(layer.bias.shape), limit, draws))
+
+
 class Network(nn.Module):
-    """A learned plane per label, concatenated to the image as one more channel, and a chain of blocks.
+    """A chain of blocks that sees an image under a label. How the label enters is `overlay`, each kind's own."""
+
+    blocks: Sequence[Unit]  # a ModuleList, which does not know the type of what it holds
+    classes: int
+
+    def overlay(self, images: Tensor, labels: Tensor) -> Tensor:
+        """What the first block sees of images (B, C, H, W), normalised, under labels (B,)."""
+        raise NotImplementedError
+
+    def under_every_label(self, images: Tensor) -> Tensor:
+        """The first block's output for every image under every label: (N, C, H, W) -> (N x classes, ...).
+
+        Image 0 comes first, under all labels.
+        """
+        labels = torch.arange(self.classes, device=images.device).repeat(len(images))
+        activation: Tensor = self.blocks[0](self.overlay(images.repeat_interleave(self.classes, 0), labels))
+        return activation
+
+    def forward(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """The activations of every block, first to last, for normalised images under the given labels."""
+        activations = [self.overlay(images, labels)]
+        for block in self.blocks:
+            activations.append(block(activations[-1]))
+        return activations[1:]
+
+
+class Convolutional(Network):
+    """The Trifecta's: a learned plane per label, concatenated to the image as one more channel, and `Block`s.
 
     blocks: (channels out, whether it pools) of each. shape: (C, H, W) of an image. Initial weights depend on `seed`
     alone and are the same on every machine: convolutions U(-1/sqrt(fan in), +), PyTorch's default for this layer;
@@ -97,7 +188,7 @@ class Network(nn.Module):
     or differ mostly by a constant, which blocks learn from less.
     """
 
-    blocks: Sequence[Block]  # a ModuleList, which does not know the type of what it holds
+    blocks: Sequence[Block]
 
     def __init__(
         self,
@@ -110,15 +201,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
+        self.classes = classes
         self.embedding = nn.Embedding(classes, height * width)
-        chain = []
-        channels += 1
-        for channels_out, pool in blocks:
-            chain.append(Block(channels, channels_out, (height, width), pool=pool, norm=norm))
-            channels = channels_out
-            if pool:
-                height, width = height // 2, width // 2
-        self.blocks = nn.ModuleList(chain)  # type: ignore[assignment]
+        self.blocks = nn.ModuleList(chain((channels + 1, height, width), blocks, norm)[0])  # type: ignore[assignment]
         self._initialise(seed, shape, label_patch)
 
     @torch.no_grad()
@@ -130,9 +215,7 @@ class Network(nn.Module):
         planes = planes.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
         self.embedding.weight.copy_(planes.flatten(1))
         for block in self.blocks:
-            weight = block.conv.weight
-            fan_in = math.prod(weight.shape[1:])
-            weight.copy_(uniform(tuple(weight.shape), 1 / math.sqrt(fan_in), draws))
+            initialise(block.conv, draws)
 
     def overlay(self, images: Tensor, labels: Tensor) -> Tensor:
         """Lay each label's plane beside its image: (B, C, H, W), (B,) -> (B, C + 1, H, W).
@@ -146,15 +229,15 @@ class Network(nn.Module):
     def under_every_label(self, images: Tensor) -> Tensor:
         """The first block's output for every image under every label: (N, C, H, W) -> (N x classes, C', H', W').
 
-        In eval mode batch norm acts on each channel by itself and the convolution is a sum over channels, so the
-        image's part and the labels' are computed once each, in float32, and added. Image 0 comes first, under all.
+        Image 0 comes first, under all labels. In eval mode batch norm acts on each channel by itself and the
+        convolution is a sum over channels, so the image's part and the labels' are computed once each, in float32, and
+        added.
         """
         block, n = self.blocks[0], len(images)
-        labels = torch.arange(self.embedding.num_embeddings, device=images.device)
         norm, weight = block.norm, block.conv.weight
         if isinstance(norm, nn.LayerNorm):  # ties all channels together
-            activation: Tensor = block(self.overlay(images.repeat_interleave(len(labels), 0), labels.repeat(n)))
-            return activation
+            return super().under_every_label(images)
+        labels = torch.arange(self.classes, device=images.device)
         kind = images.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         with torch.autocast(kind, enabled=False):
@@ -164,10 +247,3 @@ class Network(nn.Module):
             label = conv2d(label, weight[:, -1:], padding=1).to(precision)
         x = (image.unsqueeze(1) + label).flatten(0, 1)
         return relu_(max_pool2d(x, 2) if block.pool else x)
-
-    def forward(self, images: Tensor, labels: Tensor) -> list[Tensor]:
-        """The activations of every block, first to last, for normalised images under the given labels."""
-        activations = [self.overlay(images, labels)]
-        for block in self.blocks:
-            activations.append(block(activations[-1]))
-        return activations[1:]

@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 
 from ffrepro.config import Experiment, Training
 from ffrepro.data import DATASETS, Split
-from ffrepro.network import Block, Network
+from ffrepro.network import Block, Convolutional
 
 
-def optimizers(network: Network, training: Training, *, fused: bool = False) -> list[Adam]:
+def optimizers(network: Convolutional, training: Training, *, fused: bool = False) -> list[Adam]:
     """Block i's Adam holds the parameters of block i and of the block below; block 0's holds the embedding."""
     below: nn.Module = network.embedding
     adams = []
@@ -31,7 +31,7 @@ def optimizers(network: Network, training: Training, *, fused: bool = False) -> 
     return adams
 
 
-def overlay(network: Network, x: Tensor, labels: Tensor) -> Tensor:
+def overlay(network: Convolutional, x: Tensor, labels: Tensor) -> Tensor:
     planes = network.embedding(labels).view(-1, 1, *x.shape[2:])
     return torch.cat([x, planes], 1)
 
@@ -42,7 +42,7 @@ def forward(block: Block, h: Tensor) -> Tensor:
 
 
 def step(
-    network: Network,
+    network: Convolutional,
     adams: list[Adam],
     x: Tensor,
     y: Tensor,
@@ -61,7 +61,10 @@ def step(
         if training.loss == "symba":
             loss = softplus(-training.alpha * (positive - negative)).mean()
         else:
-            loss = torch.cat([softplus(training.threshold - positive), softplus(negative - training.threshold)]).mean()
+            slope, threshold = training.slope, training.threshold
+            loss = torch.cat(
+                [softplus(slope * (threshold - positive)), softplus(slope * (negative - threshold))]
+            ).mean()
         adams[i].zero_grad()
         torch.autograd.backward(loss)
         adams[i].step()
@@ -109,7 +112,7 @@ def batches(data: Split, experiment: Experiment, workers: int) -> Iterator[tuple
 
 
 @torch.no_grad()
-def evaluate(network: Network, images: Tensor, experiment: Experiment) -> Tensor:
+def evaluate(network: Convolutional, images: Tensor, experiment: Experiment) -> Tensor:
     """Goodness of every image under every label at every block, by one pass of the whole network per label.
 
     images: (N, C, H, W) normalised, one batch. Returns (N, classes, blocks). In eval mode, as the caller set it.

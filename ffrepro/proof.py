@@ -83,7 +83,7 @@ def read(folder: Path) -> Run:
     if weights is None and table is None:
         raise UserError(f"{folder}: neither weights.safetensors nor goodness.safetensors: nothing to check it by")
     if table is not None:
-        shape, goodness = (metrics["images"], row.classes, len(row.network.parsed())), table.get("goodness")
+        shape, goodness = (metrics["images"], row.classes, row.columns), table.get("goodness")
         if (
             goodness is None
             or (goodness.shape, goodness.dtype) != (shape, torch.float32)
@@ -267,7 +267,7 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
         network, images, row = _network(run, device), test.to(device).images, run.row
         full = evaluation.goodness_table(network, images, evaluation.in_float32(row))
         here = record.environment(device) == run.metrics["environment"]
-        if row.training.precision == "float32":
+        if row.evaluated_in == "float32":
             own = full.cpu()
             yield Rung("precision", "evaluated in float32")
         elif device.type == "cpu" and row.training.precision == "float16":  # which would take a CPU days

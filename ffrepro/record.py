@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 NUMBERS = (
     "augment",
+    "backprop",
     "data",
     "determinism",
     "engine",
     "goodness",
+    "hinton",
     "negatives",
     "network",
     "randomness",

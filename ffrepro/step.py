@@ -18,7 +18,7 @@ from ffrepro.network import Network
 
 
 def has_loss(block: int, step: int, update: str) -> bool:
-    """Whether a block has a loss, and passes on a detached output, in this step of the epoch.
+    """Whether a block has a local loss, and passes on a detached output, in this step of the epoch.
 
     Overlapping: even steps train the windows (0, 1) (2, 3) ..., odd steps (0) (1, 2) (3, 4) ...; a window's only loss
     is that of its last block, and a block that is left over at the end does not learn. Layer-wise: every block,
@@ -28,18 +28,19 @@ def has_loss(block: int, step: int, update: str) -> bool:
 
 
 def learners(step: int, update: str) -> slice:
-    """The blocks that have a loss in this step, as a slice of all blocks."""
-    return slice(None) if update == "layer-wise" else slice((step + 1) % 2, None, 2)
+    """The blocks that have a loss in this step, as a slice of all blocks. Backprop's one loss is the last block's."""
+    if update == "overlapping":
+        return slice((step + 1) % 2, None, 2)
+    return slice(None) if update == "layer-wise" else slice(-1, None)
 
 
 def optimizers(network: Network, training: Training) -> list[Adam]:
-    """The Adams of even and odd steps, or the one Adam of layer-wise updates. A tensor without gradient keeps its
-    state.
+    """The Adams of even and odd steps of overlapping updates, else one Adam. A tensor without gradient keeps its state.
 
     On CUDA a rate that changes lies on the device, for a captured step to read; a constant one needs no such place.
     """
     blocks, everything = [value for block in network.blocks for value in block.parameters()], list(network.parameters())
-    groups = [everything] if training.update == "layer-wise" else [blocks, everything]
+    groups = [blocks, everything] if training.update == "overlapping" else [everything]
     device = everything[0].device
     adams = [Adam(group, lr=training.lr, fused=True, capturable=device.type == "cuda") for group in groups]
     if device.type == "cuda" and training.schedule != "constant":
@@ -88,7 +89,7 @@ def local_losses(
             if training.loss == "symba":
                 losses.append(symba_loss(positive, negative, training.alpha))
             else:
-                losses.append(threshold_loss(positive, negative, training.threshold))
+                losses.append(threshold_loss(positive, negative, training.threshold, training.slope))
             separations.append((positive - negative).detach())
             h = h.detach()
     return torch.stack(losses), torch.stack(separations)

@@ -15,23 +15,29 @@ import torch
 from torch import Tensor
 
 from ffrepro import __version__, negatives, record
+from ffrepro.backprop import Classifier
 from ffrepro.checkpoint import Checkpoint, Link, now
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.evaluation import block_accuracies, goodness_table
+from ffrepro.hinton import FullyConnected
 from ffrepro.layout import Layout
-from ffrepro.network import Network
+from ffrepro.network import Convolutional, Network
 from ffrepro.step import optimizers
 
 
 def build(experiment: Experiment, seed: int, device: torch.device) -> Network:
     """The row's network with the seed's initial weights, the same on every machine."""
-    chosen = experiment.network
-    network = Network(
-        experiment.shape, experiment.classes, chosen.parsed(), chosen.norm, seed, label_patch=chosen.label_patch
-    )
+    chosen, shape, classes = experiment.network, experiment.shape, experiment.classes
+    network: Network
+    if chosen.norm == "length":
+        network = FullyConnected(shape, classes, [units for units, _ in chosen.parsed()], seed)
+    elif experiment.training.update == "backprop":
+        network = Classifier(shape, classes, chosen.parsed(), chosen.norm, seed)
+    else:
+        network = Convolutional(shape, classes, chosen.parsed(), chosen.norm, seed, label_patch=chosen.label_patch)
     network.to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks it
     return network
@@ -90,6 +96,7 @@ def train(
                 "epoch": epoch + 1,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / seconds, 1),
+                "loss": loss.nanmean().item(),
                 **{f"loss_{i + 1}": value for i, value in enumerate(loss.tolist()) if not math.isnan(value)},
                 **{
                     f"separation_{i + 1}": value for i, value in enumerate(separation.tolist()) if not math.isnan(value)

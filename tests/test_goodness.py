@@ -29,11 +29,12 @@ def test_symba_loss_by_hand():
 
 
 def test_threshold_loss_by_hand():
-    loss = threshold_loss(torch.tensor([3.0]), torch.tensor([0.0]), 2)
-    assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(-2))) / 2)
+    for slope in (1, 3):
+        loss = threshold_loss(torch.tensor([3.0]), torch.tensor([0.0]), 2, slope)
+        assert loss.item() == pytest.approx((math.log1p(math.exp(-slope)) + math.log1p(math.exp(-2 * slope))) / 2)
 
 
-@pytest.mark.parametrize("loss", [lambda p, n: symba_loss(p, n, 4), lambda p, n: threshold_loss(p, n, 2)])
+@pytest.mark.parametrize("loss", [lambda p, n: symba_loss(p, n, 4), lambda p, n: threshold_loss(p, n, 2, 3)])
 def test_losses_push_positive_up_and_negative_down(loss):
     positive, negative = torch.rand(8, requires_grad=True), torch.rand(8, requires_grad=True)
     loss(positive, negative).backward()

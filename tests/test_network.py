@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro.network import Block, Network, autocast, orthogonal
+from ffrepro.network import Block, Convolutional, autocast, orthogonal
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -16,7 +16,7 @@ LARGE = "64 128P 128 128 128 256P 256 256 256 512P 512 512"
 
 
 def network(blocks, shape=(3, 32, 32), norm="batch", seed=0):
-    return Network(shape, 10, [(int(b.rstrip("P")), b.endswith("P")) for b in blocks.split()], norm, seed)
+    return Convolutional(shape, 10, [(int(b.rstrip("P")), b.endswith("P")) for b in blocks.split()], norm, seed)
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(SMALL, 2_818_568), (LARGE, 8_496_520)])
@@ -59,8 +59,8 @@ def test_initial_weights_depend_on_the_seed_alone():
 def test_initial_weights_are_the_same_for_every_instruction_set():
     """The same hash with AVX-512, AVX2 and neither, and the one that is written down here."""
     code = (
-        "import torch; from ffrepro.network import Network; from ffrepro.record import tensors_hash;"
-        "print(tensors_hash(Network((3, 32, 32), 10, [(64, False), (128, True)], 'batch', 0).state_dict()))"
+        "import torch; from ffrepro.network import Convolutional; from ffrepro.record import tensors_hash;"
+        "print(tensors_hash(Convolutional((3, 32, 32), 10, [(64, False), (128, True)], 'batch', 0).state_dict()))"
     )
     hashes = set()
     for capability in ("default", "avx2", "avx512"):
@@ -72,7 +72,9 @@ def test_initial_weights_are_the_same_for_every_instruction_set():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_label_patches_start_constant_and_the_planes_orthogonal_and_of_mean_0(seed):
-    planes = Network((3, 16, 12), 10, [(4, False)], "batch", seed, label_patch=4).embedding.weight.view(10, 4, 4, 3, 4)
+    planes = Convolutional((3, 16, 12), 10, [(4, False)], "batch", seed, label_patch=4).embedding.weight.view(
+        10, 4, 4, 3, 4
+    )
     assert (planes == planes[:, :, :1, :, :1]).all()
     patches = planes[:, :, 0, :, 0].flatten(1).double()
     torch.testing.assert_close(patches @ patches.T / 12, torch.eye(10, dtype=torch.float64), atol=1e-6, rtol=0)

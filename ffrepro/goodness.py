@@ -54,8 +54,8 @@ def threshold_loss(positive: Tensor, negative: Tensor, threshold: float, slope: 
     """mean of softplus(slope (threshold - g+)) and softplus(slope (g- - threshold)) over both halves.
 
     positive, negative: (B,) goodness of the true-label and the wrong-label half. Returns ().
-    Source: the original Forward-Forward loss (Hinton 2022, equation 1), the ablation's other loss. Hinton's goodness is a
-    sum over units, which a slope of their number makes of the mean; the threshold is one by unit.
+    Source: the original Forward-Forward loss (Hinton 2022, equation 1), the ablation's other loss. Hinton's goodness is
+    a sum over units, which a slope of their number makes of the mean; the threshold is one by unit.
     """
     return softplus(slope * torch.cat([threshold - positive, negative - threshold])).mean()
 

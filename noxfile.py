@@ -20,6 +20,7 @@ LOCKS = {  # what each lock is compiled from
     "run": ["pyproject.toml", "--group", "build"],
     "lint": ["--group", "lint"],
     "dev": ["pyproject.toml", "--group", "dev"],
+    "browser": ["pyproject.toml", "--group", "browser"],
 }
 
 

@@ -7,7 +7,7 @@ seeds. Rows count as independent; equal seeds make them alike, if anything, and 
 from collections.abc import Mapping
 from typing import Any
 
-from ffrepro import config, record
+from ffrepro import config, results
 from ffrepro.config import Experiment
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -43,8 +43,9 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """
     pairs = list(claim.pairs)
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    result: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "claim": claim.claim,
+        "table": claim.table,
         "pairs": [list(pair) for pair in pairs],
         "each": claim.each,
         "difference": None,
@@ -52,16 +53,16 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "p_reversed": None,
     }
     if missing := [name for name in names if name not in rows]:
-        return {**result, "verdict": NOT_RUN, "why": f"no results of {', '.join(missing)}"}
+        return {**outcome, "verdict": NOT_RUN, "why": f"no results of {', '.join(missing)}"}
     if single := [name for name in names if rows[name]["n"] < 2]:
-        return {**result, "verdict": INCONCLUSIVE, "why": f"1 seed does not tell the spread: {', '.join(single)}"}
+        return {**outcome, "verdict": INCONCLUSIVE, "why": f"1 seed does not tell the spread: {', '.join(single)}"}
     tests = [difference([pair], rows) for pair in pairs] if claim.each else [difference(pairs, rows)]
     found, p = min(test[0] for test in tests), max(test[1] for test in tests)
     p_reversed = min(1.0, len(tests) * min(test[2] for test in tests))
     word = SUPPORTED if p < ALPHA else CONTRADICTED if p_reversed < ALPHA else INCONCLUSIVE
     what = "smallest" if claim.each else "mean"
     why = f"{what} difference {found:+.2f} points" if len(pairs) > 1 else f"difference {found:+.2f} points"
-    return {**result, "difference": found, "p": p, "p_reversed": p_reversed, "verdict": word, "why": why}
+    return {**outcome, "difference": found, "p": p, "p_reversed": p_reversed, "verdict": word, "why": why}
 
 
 def check(claims: Mapping[str, Claim], rows: Mapping[str, Experiment]) -> None:
@@ -75,14 +76,14 @@ def check(claims: Mapping[str, Claim], rows: Mapping[str, Experiment]) -> None:
 
 
 def read(project: Layout) -> list[dict[str, Any]]:
-    """The outcome of every claim of paper.yaml. A result of other parameters than the row's in params.yaml counts as
-    none."""
+    """The outcome of every claim in each of its tables, by the runs here where a row has them, else by the
+    committed reference (`sources` names both where both were taken)."""
     rows, claims = config.load(project.params).experiments, read_claims(project.paper)
     check(claims, rows)
-    results = {}
-    for name in {name for claim in claims.values() for pair in claim.pairs for name in pair} & rows.keys():
-        path = project.summary(name)
-        summary = record.read_json(path) if path.exists() else None
-        if summary and summary["row"] == record.text_hash(config.canonical(rows[name])):
-            results[name] = summary["accuracy"]
-    return [{"id": name, **judge(claim, results)} for name, claim in claims.items()]
+    found = results.known(project)
+    accuracies = {name: result.accuracy for name, result in found.items()}
+    outcomes = []
+    for name, claim in claims.items():
+        sources = {found[row].source for pair in claim.pairs for row in pair if row in found}
+        outcomes.append({"id": name, **judge(claim, accuracies), "sources": sorted(sources)})
+    return outcomes

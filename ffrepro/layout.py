@@ -67,6 +67,9 @@ class Layout:
     def table(self, ending: str) -> Path:
         return self.root / "report" / f"table.{ending}"
 
+    def paper_table(self, file: str) -> Path:
+        return self.root / "report" / "tables" / file
+
     def claims(self, ending: str) -> Path:
         return self.root / "report" / f"claims.{ending}"
 

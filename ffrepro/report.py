@@ -142,16 +142,18 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_tables(project: Layout) -> str:
-    """Write report/table.md, .csv and report/claims.md, .csv, .json; returns table.md: the rows, the claims, and what
-    departs from the authors' code, so that no table goes without it."""
-    from ffrepro import claims  # SciPy, which `ffrepro list` need not wait for
+    """Write report/table.md, .csv, report/tables/ and report/claims.md, .csv, .json; returns table.md: the rows, the
+    paper's tables, the claims, and what departs from the authors' code, so that no table goes without it."""
+    from ffrepro import claims, tables  # SciPy, which `ffrepro list` need not wait for
 
     rows, outcomes = table(project), claims.read(project)
+    printed = tables.write(project)
     judged = [claim_cells(outcome) for outcome in outcomes]
     claims_md = markdown(CLAIM_COLUMNS, [list(line.values()) for line in judged])
     text = "\n".join(
         [
             markdown(COLUMNS, [list(row.values()) for row in rows]),
+            *(one.as_("md") for one in printed),
             f"## The paper's claims\n\n{claims_md}",
             deviations_md(project),
         ]
@@ -172,7 +174,7 @@ def as_csv(header: Sequence[str], rows: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-CLAIM_COLUMNS = ("claim", "in words", "pairs", "verdict", "p", "why")
+CLAIM_COLUMNS = ("claim", "in words", "pairs", "verdict", "p", "why", "results")
 
 
 def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
@@ -186,6 +188,7 @@ def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
         "verdict": outcome["verdict"],
         "p": p_text(p).removeprefix(", p ").removeprefix("= "),
         "why": outcome["why"],
+        "results": " and ".join(outcome["sources"]),
     }
 
 

@@ -1,10 +1,10 @@
-"""What rows are compared with: the published value (paper.yaml), else the measured one (results/reference.json), and
-the rows that the paper's claims set against one another."""
+"""What rows are compared with: the published value (paper.yaml), else the measured one (results/reference.json), the
+tables that rows are cells of, and the claims that set cells against one another."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
     Field,
@@ -27,11 +27,12 @@ class Published(Section):
     """One published test accuracy in percent."""
 
     mean: Percent
-    std: Percent
+    std: Percent | None = Field(description="None where the source prints no spread.")
     source: str
 
 
-PAIRS = "a list of [higher row, lower row], each pair of two different names and there once"
+CELL = r"^[a-z0-9-]+\.[a-z0-9-]+$"
+PAIRS = "a list of [higher cell, lower cell], ROW.COLUMN each, every pair of two different cells and there once"
 
 
 def _pairs(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -45,13 +46,38 @@ def _pairs(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return values
 
 
-class Claim(Section):
-    """A comparison between rows that the paper makes."""
+Cell = Annotated[str, Field(pattern=CELL)]
+
+
+class Table(Section):
+    """A table of experiments: its cells by row and column."""
+
+    title: str = Field(min_length=1, max_length=120)
+    rows: dict[Name, dict[Name, Name]] = Field(min_length=1)
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The experiments by ROW.COLUMN."""
+        return {f"{row}.{column}": name for row, cells in self.rows.items() for column, name in cells.items()}
+
+
+class WrittenClaim(Section):
+    """A comparison between cells that the paper makes, for each of some tables."""
 
     claim: str = Field(min_length=1, max_length=200, description="In words.")
     source: str
     each: bool = Field(description="Whether every pair must hold, or the mean over the pairs.")
-    pairs: Annotated[tuple[tuple[Name, Name], ...], WrapValidator(_pairs), WithJsonSchema({"enum": [PAIRS]})]
+    tables: list[Name] = Field(min_length=1)
+    pairs: Annotated[tuple[tuple[Cell, Cell], ...], WrapValidator(_pairs), WithJsonSchema({"enum": [PAIRS]})]
+
+
+class Claim(NamedTuple):
+    """A comparison between experiments: a written claim in one of its tables."""
+
+    claim: str
+    table: str
+    each: bool
+    pairs: tuple[tuple[str, str], ...]  # (higher, lower)
 
 
 class Paper(Section):
@@ -59,14 +85,26 @@ class Paper(Section):
 
     sources: dict[Name, str]
     targets: dict[Name, Published]
-    claims: dict[Name, Claim]
+    tables: dict[Name, Table]
+    claims: dict[Name, WrittenClaim]
 
     @model_validator(mode="after")
-    def _sources_are_there(self) -> "Paper":
+    def _names_are_there(self) -> "Paper":
         there_are = ", ".join(self.sources)
         given = [(f"targets.{name}.source", target.source) for name, target in self.targets.items()]
         given += [(f"claims.{name}.source", claim.source) for name, claim in self.claims.items()]
         unknown: list[tuple[str, object, str]] = [(*one, there_are) for one in given if one[1] not in self.sources]
+        for name, claim in self.claims.items():
+            for table in claim.tables:
+                if table not in self.tables:
+                    unknown.append((f"claims.{name}.tables", table, ", ".join(self.tables)))
+                    continue
+                cells = self.tables[table].cells
+                unknown += [
+                    (f"claims.{name}.pairs", cell, f"cells of {table}: {', '.join(cells)}")
+                    for cell in dict.fromkeys(cell for pair in claim.pairs for cell in pair)
+                    if cell not in cells
+                ]
         if unknown:
             raise impossible(unknown)
         return self
@@ -137,9 +175,21 @@ def read_paper(path: Path) -> dict[str, Target]:
     }
 
 
+def read_tables(path: Path) -> dict[str, Table]:
+    """The tables of experiments by their names. Raises UserError in one line for each mistake in the file."""
+    return checked(Paper, read_yaml(path), path.name).tables
+
+
 def read_claims(path: Path) -> dict[str, Claim]:
-    """The paper's claims by their names. Raises UserError in one line for each mistake in the file."""
-    return checked(Paper, read_yaml(path), path.name).claims
+    """The paper's claims by CLAIM.TABLE. Raises UserError in one line for each mistake in the file."""
+    paper = checked(Paper, read_yaml(path), path.name)
+    found = {}
+    for name, claim in paper.claims.items():
+        for table in claim.tables:
+            cells = paper.tables[table].cells
+            pairs = tuple((cells[higher], cells[lower]) for higher, lower in claim.pairs)
+            found[f"{name}.{table}"] = Claim(claim.claim, table, claim.each, pairs)
+    return found
 
 
 def read_references(path: Path) -> dict[str, Reference]:

@@ -1,0 +1,234 @@
+"""The paper's tables, in Markdown, LaTeX, CSV, JSON and HTML with the same digits, and the way back from a cell to its
+runs."""
+
+import html
+import json
+import re
+import subprocess
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ffrepro import config, errors, record, results, targets
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.report import NOT_RUN, as_csv, markdown, percent
+
+COLUMNS = ("row", "column", "paper (%)", "ours (%)", "difference", "verdict", "seconds a seed", "results", "experiment")
+FORMATS = ("md", "tex", "csv", "json", "html")
+
+
+class Printed(NamedTuple):
+    """A table as it is printed: every cell is text, and every format shows the same text."""
+
+    name: str
+    title: str
+    rows: list[dict[str, str]]  # under COLUMNS
+
+    def as_(self, ending: str) -> str:
+        """The whole file, in one of FORMATS."""
+        if ending == "csv":
+            return as_csv(COLUMNS, self.rows)
+        if ending == "json":
+            return json.dumps({"table": self.name, "title": self.title, "rows": self.rows}, indent=2) + "\n"
+        if ending == "tex":
+            return latex(self)
+        if ending == "html":
+            return html_table(self)
+        return f"## {self.title}\n\n{markdown(COLUMNS, [list(row.values()) for row in self.rows])}"
+
+
+def read(project: Layout) -> list[Printed]:
+    """The tables of paper.yaml, filled with what is known. A cell of a row without results says "not run"."""
+    rows, known = config.load(project.params).experiments, results.known(project)
+    published = targets.read_paper(project.paper)
+    verdicts = {name: _verdict(project, name, row) for name, row in rows.items()}
+    printed = []
+    for name, table in targets.read_tables(project.paper).items():
+        lines = []
+        for cell, experiment in table.cells.items():
+            errors.known("row", experiment, rows, prefix=f"paper.yaml: tables.{name}: no row {experiment!r}")
+            lines.append(_line(cell, experiment, published.get(experiment), known.get(experiment), verdicts))
+        printed.append(Printed(name, table.title, lines))
+    return printed
+
+
+def _verdict(project: Layout, name: str, row: config.Experiment) -> str | None:
+    """The verdict on the row's runs here, if there is one of these parameters."""
+    path = project.verdict(name)
+    result = record.read_json(path) if path.exists() else None
+    fits = result and result["row"] == record.text_hash(config.canonical(row))
+    return str(result["verdict"]) if result and fits else None
+
+
+def _line(
+    cell: str,
+    experiment: str,
+    paper: targets.Target | None,
+    ours: results.Result | None,
+    verdicts: dict[str, str | None],
+) -> dict[str, str]:
+    row, column = cell.split(".")
+    values = [row, column, percent(paper.model_dump()) if paper else "not obtained", NOT_RUN, "", NOT_RUN, "", "", ""]
+    line = dict(zip(COLUMNS, values, strict=True)) | {"experiment": experiment}
+    if ours:
+        line |= {
+            "ours (%)": percent(ours.accuracy),
+            "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if paper else "",
+            "verdict": (verdicts[experiment] or NOT_RUN) if ours.source == results.HERE else "reference",
+            "seconds a seed": f"{ours.seconds:.0f}",
+            "results": ours.source,
+        }
+    return line
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": "$-$",
+}
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(table: Printed) -> str:
+    """A table environment with booktabs' rules, for \\input."""
+    shown = [column for column in COLUMNS if column != "experiment"]
+    lines = [
+        f"% {table.name}: written by `ffrepro report`; needs \\usepackage{{booktabs}}",
+        r"\begin{table}",
+        f"\\caption{{{escaped(table.title)}}}\\label{{tab:{table.name}}}",
+        f"\\begin{{tabular}}{{{'l' * len(shown)}}}",
+        r"\toprule",
+        " & ".join(map(escaped, shown)) + r" \\",
+        r"\midrule",
+        *(" & ".join(escaped(row[column]) for column in shown) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def html_table(table: Printed) -> str:
+    """A <table>, each row with the address of its cell; everything from a file is escaped."""
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in COLUMNS)
+    body = "".join(
+        f'<tr data-experiment="{html.escape(row["experiment"])}">'
+        + "".join(f"<td>{html.escape(row[column])}</td>" for column in COLUMNS)
+        + "</tr>\n"
+        for row in table.rows
+    )
+    caption = f"<caption>{html.escape(table.title)}</caption>"
+    name = html.escape(table.name)
+    return f'<table id="table-{name}">{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>\n'
+
+
+def numbers(project: Layout) -> str:
+    """numbers.tex: \\ff{TABLE.ROW.COLUMN.WHAT} for every number, WHAT of mean, std, n, paper and difference.
+
+    A number that is not there stops LaTeX with an error instead of leaving a gap.
+    """
+    known, published = results.known(project), targets.read_paper(project.paper)
+    lines = [
+        "% Every number of the tables, for \\input: \\ff{ablation.symba-batch.overlapping.mean}. By `ffrepro report`.",
+        r"\newcommand{\ff}[1]{\ifcsname ff@#1\endcsname\csname ff@#1\endcsname\else"
+        r"\errmessage{ffrepro: no number #1, or not run}\fi}",
+    ]
+    for name, table in targets.read_tables(project.paper).items():
+        for cell, experiment in table.cells.items():
+            ours, paper = known.get(experiment), published.get(experiment)
+            values: dict[str, str] = {}
+            if ours:
+                values = {"mean": f"{ours.accuracy['mean']:.2f}", "n": str(ours.accuracy["n"])}
+                values |= {} if ours.accuracy["std"] is None else {"std": f"{ours.accuracy['std']:.2f}"}
+            if paper:
+                values["paper"] = f"{paper.mean:.2f}"
+            if ours and paper:
+                values["difference"] = escaped(f"{ours.accuracy['mean'] - paper.mean:+.2f}")
+            lines += [
+                f"\\expandafter\\def\\csname ff@{name}.{cell}.{what}\\endcsname{{{value}}}"
+                for what, value in values.items()
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def write(project: Layout) -> list[Printed]:
+    """Write report/tables/NAME in every format and report/tables/numbers.tex; returns the tables."""
+    tables = read(project)
+    for table in tables:
+        for ending in FORMATS:
+            record.write_text(table.as_(ending), project.paper_table(f"{table.name}.{ending}"))
+    record.write_text(numbers(project), project.paper_table("numbers.tex"))
+    return tables
+
+
+def explain(project: Layout, address: str) -> str:
+    """Where a number comes from: its row, what that row says, and of each seed the accuracy, record and code.
+
+    address: TABLE.ROW.COLUMN, or a row's name. Raises UserError, listing what there is, for another.
+    """
+    rows, known = config.load(project.params).experiments, results.known(project)
+    name = _experiment(project, address, rows)
+    row, target = rows[name], targets.read_targets(project.paper, project.reference).get(name)
+    lines = [f"{address}: experiment {name}, {row.title}"]
+    if target:
+        lines.append(f"target: {percent(target.model_dump())}, {target.kind}: {target.source}")
+    result = known.get(name)
+    if result is None:
+        return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
+    folder = "runs" if result.source == results.HERE else "results"
+    place = Layout(project.root, folder)
+    lines.append(
+        f"ours: {percent(result.accuracy)}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}"
+    )
+    for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
+        path = place.run(name, seed) / "record.json"
+        lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
+    lines.append(f"commit: {_commit(project, f'results/{name}') if folder == 'results' else 'runs are not committed'}")
+    lines.append(f"parameters: {_parameters(row)}")
+    return "\n".join(lines)
+
+
+def _experiment(project: Layout, address: str, rows: Iterable[str]) -> str:
+    if address in rows:
+        return address
+    tables = targets.read_tables(project.paper)
+    table, _, cell = address.partition(".")
+    if table not in tables:
+        given = f"explain: given {address!r}; allowed: a row of params.yaml, or TABLE.ROW.COLUMN with a table of"
+        raise UserError(f"{given} {', '.join(tables)}")
+    cells = tables[table].cells
+    if cell not in cells:
+        raise UserError(f"explain: given {address!r}; allowed: {', '.join(f'{table}.{one}' for one in cells)}")
+    return cells[cell]
+
+
+def _facts(path: Any) -> str:
+    if not path.exists():
+        return "not there"
+    facts = record.read_json(path)
+    return f"weights {facts['weights'][:12]}, code {facts['code'][:12]}, {facts['started']}"
+
+
+def _commit(project: Layout, path: str) -> str:
+    """The last commit that touched a path; what git says is not trusted to be there."""
+    command = ["git", "-C", str(project.root), "log", "-1", "--format=%h of %as", "--", path]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "no git here"
+    return done.stdout.strip() or "not committed"
+
+
+def _parameters(row: config.Experiment) -> str:
+    """What the row trains with, one after the other, as params.yaml writes it."""
+    content = json.loads(config.training_parameters(row))
+    pairs = (f"{section}.{key} {value}" for section, values in content.items() for key, value in values.items())
+    return re.sub(r"\b(True|False)\b", lambda found: found.group().lower(), ", ".join(pairs))

@@ -41,6 +41,7 @@ FastOption = Annotated[
     typer.Option("--fast", help="CUDA kernels picked by timing: quicker, not repeatable.", envvar="FFREPRO_FAST"),
 ]
 NameArgument = Annotated[str, typer.Argument(help="A row of params.yaml.", metavar="NAME")]
+RowOrTable = Annotated[str, typer.Argument(help="A row of params.yaml, or a table of paper.yaml.", metavar="NAME")]
 
 
 def _settings(
@@ -80,7 +81,7 @@ def _options(
 
 @app.command()
 def reproduce(
-    name: NameArgument,
+    name: RowOrTable,
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
@@ -94,38 +95,65 @@ def reproduce(
     keep_states: Annotated[
         bool, typer.Option("--keep-states", help="Keep every epoch's state, for `audit`.", envvar="FFREPRO_KEEP")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as one JSON object, for a table a list of them.")
+    ] = False,
 ) -> None:
-    """Run a row's part of the DVC graph and print its verdict.
+    """Run a row's part of the DVC graph and print its verdict; of a table, all its rows, and its claims.
 
-    Exit code: 0 reproduced, 2 bad input, 3 not reproduced, 4 inconclusive, 5 this machine cannot.
+    Exit code: 0 reproduced, 2 bad input, 3 not reproduced, 4 inconclusive, 5 this machine cannot. Of a table: 3 where
+    a row is not reproduced, else 4 where one is inconclusive, else 0.
     """
     import json
 
-    from ffrepro import config, layout, pipeline, record, report, verdict
+    from ffrepro import config, layout, pipeline, record, report, targets, verdict
 
     project = layout.find()
-    params = config.load(project.params)
-    row = config.experiment(params, name)
+    params, tables = config.load(project.params), targets.read_tables(project.paper)
+    errors.known("row or table", name, [*params.experiments, *tables], prefix=f"no row and no table {name!r}")
+    whole = name not in params.experiments
+    rows = list(dict.fromkeys(tables[name].cells.values())) if whole else [name]
     pipeline.check_graph(params, project)
-    if row.requires == "cuda":
-        from ffrepro import devices
+    for row in rows:
+        if config.experiment(params, row).requires == "cuda":
+            from ffrepro import devices
 
-        devices.require(params, name, device.value)
+            devices.require(params, row, device.value)
     settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
-    pipeline.repro(project, f"verdict@{name}", settings)
+    pipeline.repro(project, [f"verdict@{row}" for row in rows], settings)
     report.write_tables(project)
-    result = record.read_json(project.verdict(name))
-    print(json.dumps(result) if as_json else report.sentence(result))
-    raise typer.Exit(verdict.EXIT_CODES[result["verdict"]])
+    results = [record.read_json(project.verdict(row)) for row in rows]
+    if as_json:
+        print(json.dumps(results if whole else results[0]))
+    else:
+        print(report.of_table(project, name) if whole else report.sentence(results[0]))
+    codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
+    raise typer.Exit(next(code for code in (3, 4, 0) if code in codes))
+
+
+@app.command()
+def explain(
+    address: Annotated[str, typer.Argument(help="TABLE.ROW.COLUMN, or a row.", metavar="TABLE.ROW.COLUMN")],
+) -> None:
+    """Say where a number of a table comes from: its row, seeds, records, commit and parameters."""
+    from ffrepro import layout, tables
+
+    print(tables.explain(layout.find(), address))
 
 
 @app.command("list")
-def list_rows() -> None:
-    """List the rows: data set, network, device, measured cost, published and reference accuracy."""
+def list_rows(
+    table: Annotated[
+        str | None, typer.Option(help="The rows of this table of paper.yaml; all: every row.", metavar="TABLE")
+    ] = None,
+) -> None:
+    """List the rows: data set, network, device, measured cost, published and reference accuracy.
+
+    Without --table, those that are like no other.
+    """
     from ffrepro import layout, report
 
-    print(report.overview(layout.find()))
+    print(report.overview(layout.find(), table))
 
 
 @app.command()

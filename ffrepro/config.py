@@ -299,6 +299,12 @@ def load(path: Path) -> Params:
     return Params(seeds=written.seeds, experiments=experiments)
 
 
+def original(path: Path) -> list[str]:
+    """The names of the rows that are like no other, of a file that `load` has found sound."""
+    rows = checked(_Written, read_yaml(path), path.name).experiments
+    return [name for name, row in rows.items() if "like" not in (row or {})]
+
+
 def _family(name: str, rows: Mapping[str, dict[Any, Any]], lines: list[str]) -> list[str]:
     """The row and those that it is `like`, nearest first; a line for a `like` that leads nowhere or round."""
     family = [name]

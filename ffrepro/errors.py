@@ -28,13 +28,17 @@ class InterruptedByUser(UserError):  # noqa: N818  # not an error of anybody
     exit_code = 130
 
 
+MOST_NAMES = 16  # that a message lists
+
+
 def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> None:
     """Raise UserError for a name that is none of those there are, with the nearest one."""
     names = list(there_are)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"{prefix or f'no {kind} {name!r}'}; {hint}there are: {', '.join(names)}")
+        few = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"and {len(names) - MOST_NAMES} more"]
+        raise UserError(f"{prefix or f'no {kind} {name!r}'}; {hint}there are: {', '.join(few)}")
 
 
 def run(main: Callable[..., int | None], *arguments: str) -> int:

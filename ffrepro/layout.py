@@ -73,6 +73,10 @@ class Layout:
     def claims(self, ending: str) -> Path:
         return self.root / "report" / f"claims.{ending}"
 
+    @property
+    def page(self) -> Path:
+        return self.root / "report" / "index.html"
+
 
 def find(start: Path | None = None) -> Layout:
     """The project that `start` (default: the current folder) lies in. Raises UserError where there is none."""

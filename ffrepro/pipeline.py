@@ -47,10 +47,10 @@ def environment(project: Layout, settings: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **settings, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
-def repro(project: Layout, stage: str, settings: dict[str, str]) -> None:
-    """`dvc repro STAGE`, with or without git around the project; what DVC prints goes to stderr.
+def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
+    """`dvc repro --keep-going STAGE...`, with or without git around the project; what DVC prints goes to stderr.
 
-    Raises UserError with the exit code of the stage that failed; the stage has printed its own line by then.
+    Raises UserError with the exit code of the last stage that failed; it has printed its own line by then.
     """
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code"
@@ -58,8 +58,8 @@ def repro(project: Layout, stage: str, settings: dict[str, str]) -> None:
         if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
             Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
             env["DVC_SYSTEM_CONFIG_DIR"] = scratch
-        if _call(["dvc", "repro", stage], project, env):
-            error = UserError(f"{stage}: a stage failed; its own line stands above")
+        if _call(["dvc", "repro", "--keep-going", *stages], project, env):
+            error = UserError(f"{', '.join(stages)}: a stage failed; its own line stands above")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
 

@@ -5,11 +5,11 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ffrepro import config, record
+from ffrepro import config, errors, record
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Target, measured, read_paper, read_references, read_targets, spread, target_of
+from ffrepro.targets import Target, measured, read_paper, read_references, read_tables, read_targets, spread, target_of
 
 NOT_RUN = "not run"
 
@@ -242,16 +242,36 @@ def p_text(p: float | None) -> str:
     return ", p < 0.0001" if p < 1e-4 else f", p = {p:.4f}"
 
 
-def overview(project: Layout) -> str:
-    """The rows as a Markdown table: what each is, needs and costs, and what it is compared with."""
+def of_table(project: Layout, name: str) -> str:
+    """A table of paper.yaml in Markdown, and what becomes of its claims."""
+    from ffrepro import claims, tables
+
+    (printed,) = (one for one in tables.read(project) if one.name == name)
+    judged = [list(claim_cells(one).values()) for one in claims.read(project) if one["table"] == name]
+    return "\n".join([printed.as_("md"), markdown(CLAIM_COLUMNS, judged)] if judged else [printed.as_("md")]).rstrip()
+
+
+def overview(project: Layout, table: str | None = None) -> str:
+    """Rows as a Markdown table: what each is, needs and costs, and what it is compared with.
+
+    Of a table of paper.yaml, `all`, or (None) those that are like no other.
+    """
     from ffrepro.progress import duration
 
+    tables, rows = read_tables(project.paper), config.load(project.params).experiments
+    if table is None:
+        chosen = config.original(project.params)
+    elif table == "all":
+        chosen = list(rows)
+    else:
+        errors.known("table", table, [*tables, "all"], prefix=f"no table {table!r} in paper.yaml")
+        chosen = list(dict.fromkeys(tables[table].cells.values()))
     published, references = read_paper(project.paper), read_references(project.reference)
     header = ["experiment", "what", "data set", "blocks", "needs", "seeds"]
     header += ["cost a seed", "published (%)", "reference (%)"]
     lines = []
-    for name, row in config.load(project.params).experiments.items():
-        ours = references.get(name)
+    for name in chosen:
+        row, ours = rows[name], references.get(name)
         cost = f"{duration(ours.seconds)} on {ours.machine}" if ours else NOT_RUN
         reference = percent({**ours.model_dump(), "n": len(ours.values)}) if ours else NOT_RUN
         paper = percent(published[name].model_dump()) if name in published else "none"

@@ -16,7 +16,7 @@ from ffrepro.targets import Claim, spread
 
 
 def claim(*pairs, each=False):
-    return Claim(claim="x", source="y", each=each, pairs=pairs)
+    return Claim(claim="x", table="t", each=each, pairs=pairs)
 
 
 def results(**values):
@@ -128,9 +128,10 @@ def test_rows_that_go_up_and_down_by_seed_make_it_cautious():
 PAPER = """
 sources: {someone: "Someone, Table 1"}
 targets: {}
+tables: {all: {title: All, rows: {a: {x: digits, y: other}, b: {x: third}}}}
 claims:
-  first: {claim: One beats | two, source: someone, each: false, pairs: [[digits, other]]}
-  second: {claim: Two, source: someone, each: true, pairs: [[digits, other], [digits, third]]}
+  first: {claim: One beats | two, source: someone, each: false, tables: [all], pairs: [[a.x, a.y]]}
+  second: {claim: Two, source: someone, each: true, tables: [all], pairs: [[a.x, a.y], [a.x, b.x]]}
 """
 
 
@@ -139,20 +140,22 @@ def small(root, tmp_path):
     text = (root / "params.yaml").read_text()
     digits = text[text.index("  digits:") : text.index("  cifar10-quick:")]
     text = text[: text.index("  digits:")] + digits + digits.replace("  digits:", "  other:")
+    text += digits.replace("  digits:", "  third:")
     (tmp_path / "params.yaml").write_text(text)
     (tmp_path / "paper.yaml").write_text(PAPER)
     shutil.copy(root / "deviations.yaml", tmp_path)
     project = Layout(tmp_path)
     for name, values in {"digits": [95.0, 96.0, 97.0], "other": [85.0, 86.0, 87.0]}.items():
         row = config.load(project.params).experiments[name]
-        summary = {"row": record.text_hash(config.canonical(row)), "accuracy": spread(values)}
+        summary = {"row": record.text_hash(config.canonical(row)), "accuracy": spread(values), "seeds": [0, 1, 2]}
+        summary |= {"seconds": 30.0, "device": "cpu"}
         record.write_json(summary, project.summary(name))
     return project
 
 
 def test_claims_are_judged_by_the_rows_results(small):
     first, second = claims.read(small)
-    assert (first["id"], first["verdict"], first["difference"]) == ("first", "supported", 10)
+    assert (first["id"], first["verdict"], first["difference"]) == ("first.all", "supported", 10)
     assert (second["verdict"], second["why"]) == ("not run", "no results of third")
 
 
@@ -169,8 +172,8 @@ def test_claims_are_written_with_the_same_cells_and_stand_under_the_table(small)
     written = small.claims("md").read_text()
     assert f"## The paper's claims\n\n{written}\n" in printed
     assert printed.index("| experiment | data set |") < printed.index(written)
-    assert "| first | One beats \\| two | 1 | supported | 0.0001 | difference +10.00 points |\n" in written
-    assert "| second | Two | each of 2 | not run |  | no results of third |\n" in written
+    assert "| first.all | One beats \\| two | 1 | supported | 0.0001 | difference +10.00 points | here |\n" in written
+    assert "| second.all | Two | each of 2 | not run |  | no results of third | here |\n" in written
     with small.claims("csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["verdict"] for row in rows] == ["supported", "not run"]
@@ -181,38 +184,65 @@ def test_claims_are_written_with_the_same_cells_and_stand_under_the_table(small)
 def test_rows_of_different_data_sets_are_not_compared(small):
     text = small.params.read_text()
     at = text.index("  other:")
-    changed = text[at:].replace("name: digits", "name: mnist")
-    small.params.write_text(text[:at] + changed)
+    end = text.index("  third:")
+    changed = text[at:end].replace("name: digits", "name: mnist")
+    small.params.write_text(text[:at] + changed + text[end:])
     with pytest.raises(UserError) as caught:
         claims.read(small)
-    given = "paper.yaml: claims.first.pairs: given ['digits', 'other'], rows of digits and mnist"
+    given = "paper.yaml: claims.first.all.pairs: given ['digits', 'other'], rows of digits and mnist"
     assert str(caught.value) == f"{given}; allowed: rows of one data set"
 
 
-def test_the_papers_claims_compare_rows_that_differ_as_they_say(root, params):
-    known = targets.read_claims(root / "paper.yaml")
+@pytest.mark.parametrize("table", ["ablation", "ablation-digits", "ablation-fashion"])
+def test_the_papers_claims_compare_rows_that_differ_as_they_say(root, params, table):
+    known = {name: one for name, one in targets.read_claims(root / "paper.yaml").items() if one.table == table}
     claims.check(known, params.experiments)
-    named = {name for one in known.values() for pair in one.pairs for name in pair} - {"cifar10"}
-    assert named == {
-        f"ablation-{loss}-{norm}-{update}"
-        for loss in ("threshold", "symba")
-        for norm in ("layer", "batch")
-        for update in ("layerwise", "overlapping")
+    changed = {
+        "symba-above-threshold": {"training.loss": ("symba", "threshold")},
+        "batch-above-layer": {"network.norm": ("batch", "layer")},
+        "overlapping-above-layerwise": {"training.update": ("overlapping", "layer-wise")},
     }
-    for claim_id, worse, better in (
-        ("symba-above-threshold", "threshold", "symba"),
-        ("batch-above-layer", "layer", "batch"),
-        ("overlapping-above-layerwise", "layerwise", "overlapping"),
-    ):
-        pairs = known[claim_id].pairs
+    for claim_id, expected in changed.items():
+        pairs = known[f"{claim_id}.{table}"].pairs
         assert len(set(pairs)) == 4
         for higher, lower in pairs:
-            assert (
-                higher.split("-")[1:]
-                == [better if part == worse else part for part in lower.split("-")[1:]]
-                != (lower.split("-")[1:])
-            )
-    best = "ablation-symba-batch-overlapping"
-    assert {lower for higher, lower in known["all-three-highest"].pairs if higher == best} == named - {best}
-    assert known["all-three-highest"].each
-    assert known["deep-above-shallow"].pairs == (("cifar10", best),)
+            assert difference_of(params.experiments[higher], params.experiments[lower]) == expected
+    best = f"{table}-symba-batch-overlapping"
+    highest = known[f"all-three-highest.{table}"]
+    assert {higher for higher, _ in highest.pairs} == {best}
+    assert len({lower for _, lower in highest.pairs} - {best}) == 7
+    assert highest.each
+    ((deep, shallow),) = known[f"deep-above-shallow.{table}"].pairs
+    assert shallow == best
+    assert len(params.experiments[deep].network.parsed()) == 2 * len(params.experiments[shallow].network.parsed()) == 12
+
+
+def difference_of(one, other):
+    """The parameters in which two rows differ, with both values."""
+    both = [json.loads(config.training_parameters(row)) for row in (one, other)]
+    return {
+        f"{section}.{key}": (value, both[1][section][key])
+        for section, values in both[0].items()
+        for key, value in values.items()
+        if value != both[1][section][key]
+    }
+
+
+def test_committed_results_answer_where_nothing_was_run_here(small):
+    """The reference counts for a row without runs of its own, and one of other parameters does not."""
+    reference = {"seeds": [3, 4], "seconds": 1.0, "command": "c", "machine": "m", "ffrepro": "0"}
+    rows = config.load(small.params).experiments
+    for name, values in {"third": [80.0, 82.0], "other": [1.0, 2.0]}.items():
+        its = spread(values)
+        entry = {**reference, "values": values, "mean": its["mean"], "std": its["std"]}
+        known = record.read_json(small.reference) if small.reference.exists() else {}
+        record.write_json({**known, name: {**entry, "row": targets.measured(rows[name])}}, small.reference)
+    first, second = claims.read(small)
+    assert first["difference"] == 10  # `other` has runs here, which come first
+    assert first["sources"] == ["here"]
+    assert second["sources"] == ["committed", "here"]
+    assert (second["verdict"], second["difference"]) == ("supported", 10)
+    content = record.read_json(small.reference)
+    content["third"]["row"] = "other parameters"
+    record.write_json(content, small.reference)
+    assert claims.read(small)[1]["why"] == "no results of third"

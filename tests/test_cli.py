@@ -25,7 +25,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        (("reproduce", "digitz"), "ffrepro: no experiment 'digitz' in params.yaml; did you mean digits? there are: "),
+        (("reproduce", "digitz"), "ffrepro: no row and no table 'digitz'; did you mean digits? there are: "),
         (("params", "show", "nothing"), "ffrepro: no experiment 'nothing' in params.yaml; there are: "),
         (("fetch", "cifar"), "ffrepro: no data set 'cifar'; did you mean cifar10? there are: "),
     ],
@@ -54,11 +54,36 @@ def test_outside_a_project_the_remedy_is_named(tmp_path):
     )
 
 
-def test_list_names_every_row(project, params):
-    done = project.run("ffrepro", "list")
+def test_list_names_the_rows_asked_for(project, params):
+    def listed(*options):
+        done = project.run("ffrepro", "list", *options)
+        assert done.returncode == 0
+        return [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()[2:]]
+
+    assert listed("--table", "all") == list(params.experiments)
+    originals = listed()
+    assert set(originals) < set(params.experiments)
+    assert "cifar10" in originals
+    assert "ablation-symba-batch-layerwise" not in originals
+    assert "ablation-symba-batch-layerwise" in listed("--table", "ablation")
+    done = project.run("ffrepro", "list", "--table", "ablatoin")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "did you mean ablation?" in done.stderr
+
+
+def test_explain_leads_from_a_cell_to_its_row(project):
+    done = project.run("ffrepro", "explain", "headline.trifecta-large.cifar10")
     assert done.returncode == 0
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()[2:]]
-    assert rows == list(params.experiments)
+    lines = done.stdout.splitlines()
+    assert (
+        lines[0] == "headline.trifecta-large.cifar10: experiment cifar10, The Trifecta's 12-block network on CIFAR-10"
+    )
+    assert lines[1].startswith("target: 83.51 ± 0.78, published: Trifecta")
+    assert lines[2] == "not run: ffrepro reproduce cifar10"
+    for address in ("headline.trifecta-large.imagenet", "headlines.a.b", "nothing"):
+        done = project.run("ffrepro", "explain", address)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(f"ffrepro: explain: given {address!r}; allowed: ")
     assert "83.51 ± 0.78" in done.stdout
 
 
@@ -73,7 +98,7 @@ def test_params_commands(project, root):
 
 
 def test_a_paper_row_that_is_no_experiment_is_refused(project):
-    project.edit("paper.yaml", "  cifar10: {", "  cifar11: {")
+    project.edit("paper.yaml", "  cifar10: {mean", "  cifar11: {mean")
     done = project.run("ffrepro", "params", "check")
     assert done.returncode == 2
     assert done.stderr.startswith(
@@ -88,9 +113,9 @@ def test_a_paper_row_that_is_no_experiment_is_refused(project):
         ("paper.yaml", "each: true", "each: yes", "claims.all-three-highest.each: given 'yes'; allowed: true or false"),
         (
             "paper.yaml",
-            "[cifar10, ablation-symba-batch-overlapping]",
-            "[cifar10, mnist]",
-            "claims.deep-above-shallow.pairs: given ['cifar10', 'mnist'], rows of cifar10 and mnist; allowed: ",
+            "symba-batch-deep: {overlapping: cifar10}",
+            "symba-batch-deep: {overlapping: mnist}",
+            "claims.deep-above-shallow.ablation.pairs: given ['mnist', 'ablation-symba-batch-overlapping'], rows of ",
         ),
     ],
 )

@@ -148,7 +148,7 @@ OUTLINE = [
     ("experiments.Small", {}, f"experiments.Small: given 'Small'; allowed: {NAME}"),
     ("experiments.a b", {}, f"experiments.a b: given 'a b'; allowed: {NAME}"),
     ("experiments.a\nb", {}, f"experiments.'a\\nb': given 'a\\nb'; allowed: {NAME}"),
-    ("experiments." + "a" * 41, {}, f"experiments.{'a' * 41}: given '{'a' * 41}'; allowed: {NAME}"),
+    ("experiments." + "a" * 61, {}, f"experiments.{'a' * 61}: given '{'a' * 61}'; allowed: {NAME}"),
     ("default", {}, "default: given an unknown key (did you mean defaults?); allowed: seeds, defaults, experiments"),
     ("more", 1, "more: given an unknown key; allowed: seeds, defaults, experiments"),
 ]
@@ -729,3 +729,70 @@ def test_the_schema_is_closed_everywhere_and_its_references_lead_somewhere(schem
 def test_the_schema_refuses_what_the_models_refuse(sound, schema, place, value):
     assert valid(sound, schema, schema)
     assert not valid(put(sound, place, value), schema, schema)
+
+
+# Rows that are like others
+
+
+def loaded(document, tmp_path):
+    path = tmp_path / "params.yaml"
+    YAML(typ="safe").dump(document, path)
+    return config.load(path).experiments
+
+
+def test_a_row_takes_from_the_row_it_is_like_and_from_that_ones(sound, tmp_path):
+    document = put(sound, "experiments.narrow", {"like": "wide", "title": "n", "training": {"epochs": 7}})
+    document["experiments"]["narrower"] = {"like": "narrow", "title": "m", "network": {"norm": "layer"}}
+    rows = loaded(document, tmp_path)
+    assert rows["narrow"].network == rows["wide"].network
+    assert rows["narrow"].training.epochs == rows["narrower"].training.epochs == 7
+    assert rows["narrower"].network.blocks == rows["wide"].network.blocks
+    assert (rows["narrower"].network.norm, rows["narrow"].network.norm) == ("layer", "batch")
+    assert rows["narrow"].training.lr == rows["small"].training.lr
+    assert config.original(tmp_path / "params.yaml") == ["small", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ({"a": {"title": "a", "like": "wid"}}, "experiments.a.like: given 'wid'; allowed: the name of another row"),
+        ({"a": {"title": "a", "like": "a"}}, "experiments.a.like: given 'a'; allowed: the name of another row"),
+        ({"a": {"title": "a", "like": ["wide"]}}, "experiments.a.like: given ['wide']; allowed: "),
+        (
+            {"a": {"title": "a", "like": "b"}, "b": {"title": "b", "like": "a"}},
+            "experiments.b.like: given 'a'; allowed: the name of another row, which is not itself like this one",
+        ),
+        (
+            {"a": {"lik": "wide", "title": "a"}},
+            "experiments.a.lik: given an unknown key (did you mean like?); allowed: ",
+        ),
+        (
+            {"a": {"title": "a", "like": "wide", "network": {"blocks": "8 8P 8P 8P 8P"}}},
+            "experiments.a.network.blocks: given '8 8P 8P 8P 8P'; allowed: at most 3 poolings",
+        ),
+        (  # what the other row states, and is impossible here alone
+            {"a": {"title": "a", "like": "wide", "training": {"update": "backprop", "loss": "symba"}}},
+            "experiments.a.training.loss: given 'symba'; allowed: cross-entropy, with update: backprop",
+        ),
+    ],
+)
+def test_a_row_that_is_like_nothing_sound_is_refused(sound, tmp_path, rows, line):
+    with pytest.raises(UserError) as caught:
+        loaded({**sound, "experiments": {**sound["experiments"], **rows}}, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"params.yaml: {line}")
+
+
+def test_a_mistake_is_told_where_it_stands_and_once(sound, tmp_path):
+    document = put(sound, "experiments.wide.training", {"lr": "fast"})
+    document["experiments"]["narrow"] = {"like": "wide", "title": "n"}
+    with pytest.raises(UserError) as caught:
+        loaded(document, tmp_path)
+    assert (
+        str(caught.value)
+        == "params.yaml: experiments.wide.training.lr: given 'fast'; allowed: a number, above 0, at most 10"
+    )
+
+
+def test_the_schema_knows_like(schema):
+    assert schema["$defs"]["Experiment"]["properties"]["like"]["type"] == "string"

@@ -20,12 +20,15 @@ sources:
   someone: Someone, Table 1
 targets:
   one: {mean: 83.51, std: 0.78, source: someone}
+tables:
+  both: {title: Both & all, rows: {upper: {left: one}, lower: {left: two}}}
 claims:
   first:
     claim: One beats two
     source: someone
     each: false
-    pairs: [[one, two]]
+    tables: [both]
+    pairs: [[upper.left, lower.left]]
 """
 ACCURACIES = {0: 83.0, 1: 84.0, 2: 85.5}
 
@@ -340,7 +343,7 @@ def test_the_sentence_names_measured_target_rule_and_outcome(ran, row):
 
 
 def test_the_sentence_of_a_row_without_a_target(ran, row):
-    ran.paper.write_text("sources: {}\ntargets: {}\nclaims: {}\n")
+    ran.paper.write_text("sources: {}\ntargets: {}\ntables: {}\nclaims: {}\n")
     text = report.sentence(judge(ran, "one", row))
     assert "\ntarget:  none\n" in text
     assert "\nverdict: inconclusive: no published or reference value to compare with\nsampling error: " in text
@@ -517,11 +520,11 @@ def test_the_papers_values_are_read(root, small):
         ("mean: 83.51", "mean: 835.1", "targets.one.mean: given 835.1; allowed: a number, at least 0, at most 100"),
         ("mean: 83.51", "mean: '83.51'", "targets.one.mean: given '83.51'; allowed: a number, at least 0, at most 100"),
         ("mean: 83.51", "mean: .nan", "targets.one.mean: given nan; allowed: a number, at least 0, at most 100"),
-        ("std: 0.78, ", "", "targets.one.std: given nothing; allowed: a number, at least 0, at most 100"),
+        ("std: 0.78, ", "", "targets.one.std: given nothing; allowed: a number, at least 0, at most 100 or nothing"),
         (
             "sources:",
             "source: 1\nsources:",
-            "source: given an unknown key (did you mean sources?); allowed: sources, targets, claims",
+            "source: given an unknown key (did you mean sources?); allowed: sources, targets, tables, claims",
         ),
         (
             "  one: {mean: 83.51, std: 0.78, source: someone}",
@@ -529,21 +532,36 @@ def test_the_papers_values_are_read(root, small):
             "targets.one: given 83.51; allowed: a mapping of",
         ),
         ("  one: {", "  One: {", "targets.One: given 'One'; allowed: text like 'cifar10-quick'"),
-        ("    pairs: [[one, two]]", "", f"claims.first.pairs: given nothing; allowed: {targets.PAIRS}"),
+        ("    pairs: [[upper.left, lower.left]]", "", f"claims.first.pairs: given nothing; allowed: {targets.PAIRS}"),
         *(
-            ("[[one, two]]", given, f"claims.first.pairs: given {shown}; allowed: {targets.PAIRS}")
+            ("[[upper.left, lower.left]]", given, f"claims.first.pairs: given {shown}; allowed: {targets.PAIRS}")
             for given, shown in {
                 "[]": "[]",
-                "one": "'one'",
-                "[one, two]": "['one', 'two']",
-                "[[one, one]]": "[['one', 'one']]",
-                "[[one, two], [one, two]]": "[['one', 'two'], ['one', 'two']]",
-                "[[one, two, three]]": "[['one', 'two', 'three']]",
-                "[[One, two]]": "[['One', 'two']]",
+                "a.b": "'a.b'",
+                "[a.b, c.d]": "['a.b', 'c.d']",
+                "[[a.b, a.b]]": "[['a.b', 'a.b']]",
+                "[[a.b, c.d], [a.b, c.d]]": "[['a.b', 'c.d'], ['a.b', 'c.d']]",
+                "[[a.b, c.d, e.f]]": "[['a.b', 'c.d', 'e.f']]",
+                "[[A.b, c.d]]": "[['A.b', 'c.d']]",
+                "[[one, two]]": "[['one', 'two']]",
                 "[[1, 2]]": "[[1, 2]]",
                 "[{}]": "[{}]",
             }.items()
         ),
+        ("[both]", "[]", "claims.first.tables: given []; allowed: "),
+        ("[both]", "[none]", "claims.first.tables: given 'none'; allowed: both"),
+        (
+            "[[upper.left, lower.left]]",
+            "[[upper.left, lower.right]]",
+            "claims.first.pairs: given 'lower.right'; allowed: cells of both: upper.left, lower.left",
+        ),
+        ("title: Both & all, ", "", "tables.both.title: given nothing; allowed: text of 1 to 120 characters"),
+        (
+            "rows: {upper: {left: one}, lower: {left: two}}",
+            "rows: {}",
+            "tables.both.rows: given {}; allowed: a mapping",
+        ),
+        ("{left: two}", "{left: Two}", "tables.both.rows.lower.left: given 'Two'; allowed: text like 'cifar10-quick'"),
         ("each: false", "each: 1", "claims.first.each: given 1; allowed: true or false"),
         ("    each: false\n", "", "claims.first.each: given nothing; allowed: true or false"),
         ("claim: One beats two", "claim: ''", "claims.first.claim: given ''; allowed: text of 1 to 200 characters"),
@@ -553,7 +571,7 @@ def test_the_papers_values_are_read(root, small):
             "claims.first.clam: given an unknown key (did you mean claim?); allowed: ",
         ),
         ("  first:", "  First:", "claims.First: given 'First'; allowed: text like 'cifar10-quick'"),
-        (PAPER, "", "given nothing; allowed: a mapping of sources, targets, claims"),
+        (PAPER, "", "given nothing; allowed: a mapping of sources, targets, tables, claims"),
         (PAPER, "a: [", "line 1: not valid YAML 1.2: "),
     ],
 )

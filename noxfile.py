@@ -3,10 +3,14 @@
 nox -s tests            the test suite
 nox -s reproduce -- ROW a row of params.yaml, end to end
 nox -s bench -- ROW     what training and evaluation cost here
+nox -s browser          the report's page in Chromium
+nox -s latex            the report's tables in pdflatex
 nox -s dev              .venv with everything, for daily use
 nox -s lint, types, slow, lock
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -43,6 +47,27 @@ def slow(session: nox.Session) -> None:
     """Run the proofs that take minutes."""
     install(session, "dev")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Open the report's page in Chromium, which is installed where this may; arguments go to pytest."""
+    install(session, "browser")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    there = "FFREPRO_CHROMIUM" in os.environ or any(map(shutil.which, names))
+    if not there and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "install", "-y", "--no-install-recommends", "chromium", external=True)
+    session.run("pytest", "-m", "browser", *session.posargs)
+
+
+@nox.session
+def latex(session: nox.Session) -> None:
+    """Compile the tables with pdflatex, which is installed where this may; arguments go to pytest."""
+    install(session, "dev")
+    if not shutil.which("pdflatex") and shutil.which("apt-get") and os.geteuid() == 0:
+        command = ["apt-get", "install", "-y", "--no-install-recommends", "texlive-latex-recommended"]
+        session.run(*command, external=True)
+    session.run("pytest", "-m", "latex", *session.posargs)
 
 
 @nox.session

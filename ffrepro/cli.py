@@ -269,10 +269,12 @@ def export(
 
 @app.command("report")
 def report_tables() -> None:
-    """Write the tables of rows, claims and deviations to report/ from what is there; the rest says "not run"."""
-    from ffrepro import layout, report
+    """Write tables, figures and the page report/index.html from what is there; the rest says "not run"."""
+    from ffrepro import layout, page, report
 
-    print(report.write_tables(layout.find()), end="")
+    project = layout.find()
+    print(report.write_tables(project), end="")
+    print(f"page: {page.write(project).relative_to(project.root)}")
 
 
 @app.command()

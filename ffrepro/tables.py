@@ -98,11 +98,11 @@ def escaped(text: str) -> str:
 
 
 def latex(table: Printed) -> str:
-    """A table environment with booktabs' rules, for \\input."""
-    shown = [column for column in COLUMNS if column != "experiment"]
+    """A table environment with booktabs' rules, for \\input; as wide as a page of text allows."""
+    shown = COLUMNS[: COLUMNS.index("results")]
     lines = [
         f"% {table.name}: written by `ffrepro report`; needs \\usepackage{{booktabs}}",
-        r"\begin{table}",
+        r"\begin{table}\scriptsize\setlength{\tabcolsep}{3pt}",
         f"\\caption{{{escaped(table.title)}}}\\label{{tab:{table.name}}}",
         f"\\begin{{tabular}}{{{'l' * len(shown)}}}",
         r"\toprule",

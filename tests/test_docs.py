@@ -72,3 +72,14 @@ def test_the_readme_states_the_power_of_the_headline(root, params):
         '"reproduced" if there is no difference'
     ) in text
     assert len(row.seeds) >= plan["seeds_for_80_percent"]
+
+
+def test_ablation_states_the_measured_references(root):
+    from ffrepro import report
+    from ffrepro.targets import read_references, read_tables
+
+    references = read_references(root / "results" / "reference.json")
+    text = (root / "docs" / "ablation.md").read_text()
+    for cell, name in read_tables(root / "paper.yaml")["ablation-digits"].cells.items():
+        measured = report.percent({**references[name].model_dump(), "n": None})
+        assert f"| {measured} |" in text, cell

@@ -67,7 +67,7 @@ def require(params: Params, name: str, given: str | None = None) -> None:
     row = experiment(params, name)
     if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
         return
-    instead = ", ".join(other for other, its in params.experiments.items() if its.requires == "cpu")
+    instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
     raise MachineError(
         f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU would take {cpu_time(row)} a seed "
         f"(from measured steps); run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"

@@ -41,7 +41,7 @@ def _distinct(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return values
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60, examples=["cifar10-quick"])]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=50, examples=["cifar10-quick"])]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Seeds = Annotated[
     tuple[Seed, ...], Field(min_length=1, json_schema_extra={"uniqueItems": True}), WrapValidator(_distinct)

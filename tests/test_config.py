@@ -148,7 +148,7 @@ OUTLINE = [
     ("experiments.Small", {}, f"experiments.Small: given 'Small'; allowed: {NAME}"),
     ("experiments.a b", {}, f"experiments.a b: given 'a b'; allowed: {NAME}"),
     ("experiments.a\nb", {}, f"experiments.'a\\nb': given 'a\\nb'; allowed: {NAME}"),
-    ("experiments." + "a" * 61, {}, f"experiments.{'a' * 61}: given '{'a' * 61}'; allowed: {NAME}"),
+    ("experiments." + "a" * 51, {}, f"experiments.{'a' * 51}: given '{'a' * 51}'; allowed: {NAME}"),
     ("default", {}, "default: given an unknown key (did you mean defaults?); allowed: seeds, defaults, experiments"),
     ("more", 1, "more: given an unknown key; allowed: seeds, defaults, experiments"),
 ]

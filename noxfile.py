@@ -35,6 +35,12 @@ def install(session: nox.Session, lock: str) -> None:
         session.install("--no-deps", "--no-build-isolation", "-e", ".")
 
 
+def debian(session: nox.Session, package: str, *programs: str) -> None:
+    """Install Debian's package, where that can be done and none of the programs is there."""
+    if not any(map(shutil.which, programs)) and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "install", "-y", "--no-install-recommends", package, external=True)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest."""
@@ -53,10 +59,8 @@ def slow(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Open the report's page in Chromium, which is installed where this may; arguments go to pytest."""
     install(session, "browser")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    there = "FFREPRO_CHROMIUM" in os.environ or any(map(shutil.which, names))
-    if not there and shutil.which("apt-get") and os.geteuid() == 0:
-        session.run("apt-get", "install", "-y", "--no-install-recommends", "chromium", external=True)
+    if "FFREPRO_CHROMIUM" not in os.environ:
+        debian(session, "chromium", "chromium", "chromium-browser", "google-chrome")
     session.run("pytest", "-m", "browser", *session.posargs)
 
 
@@ -64,9 +68,7 @@ def browser(session: nox.Session) -> None:
 def latex(session: nox.Session) -> None:
     """Compile the tables with pdflatex, which is installed where this may; arguments go to pytest."""
     install(session, "dev")
-    if not shutil.which("pdflatex") and shutil.which("apt-get") and os.geteuid() == 0:
-        command = ["apt-get", "install", "-y", "--no-install-recommends", "texlive-latex-recommended"]
-        session.run(*command, external=True)
+    debian(session, "texlive-latex-recommended", "pdflatex")
     session.run("pytest", "-m", "latex", *session.posargs)
 
 

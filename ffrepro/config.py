@@ -213,18 +213,19 @@ class Experiment(Defaults):
         if (training.update == "backprop") != (training.loss == "cross-entropy"):
             allowed = "cross-entropy" if training.update == "backprop" else "symba, threshold"
             yield "training.loss", training.loss, f"{allowed}, with update: {training.update}"
-        unused: list[tuple[str, object, object]] = []
-        if training.update == "backprop":
-            unused += [("network.label_patch", network.label_patch, 1), ("training.hardness", training.hardness, 0)]
-            unused += [("evaluation.vote", self.evaluation.vote, "last")]
-        yield from ((*one[:2], f"{one[2]}, with update: backprop") for one in unused if one[1] != one[2])
-        if network.norm == "length":
-            if training.update == "backprop":
-                yield "network.norm", "length", "batch, layer, with update: backprop"
-            if "P" in network.blocks:
-                yield "network.blocks", network.blocks, "no pooling (P), with norm: length"
-            if network.label_patch != 1:
-                yield "network.label_patch", network.label_patch, "1, with norm: length"
+        backprop, length = training.update == "backprop", network.norm == "length"
+        if backprop and network.label_patch != 1:
+            yield "network.label_patch", network.label_patch, "1, with update: backprop"
+        if backprop and training.hardness != 0:
+            yield "training.hardness", training.hardness, "0, with update: backprop"
+        if backprop and self.evaluation.vote != "last":
+            yield "evaluation.vote", self.evaluation.vote, "last, with update: backprop"
+        if backprop and length:
+            yield "network.norm", "length", "batch, layer, with update: backprop"
+        if length and "P" in network.blocks:
+            yield "network.blocks", network.blocks, "no pooling (P), with norm: length"
+        if length and network.label_patch != 1:
+            yield "network.label_patch", network.label_patch, "1, with norm: length"
 
     @property
     def evaluated_in(self) -> str:

@@ -160,7 +160,7 @@ def found(project: Layout) -> dict[str, Row]:
             rows[name],
             tuple(result.seeds),
             result.accuracy["mean"],
-            Layout(project.root, "runs" if result.source == results.HERE else "results"),
+            Layout(project.root, result.folder),
         )
         for name, result in results.known(project).items()
     }

@@ -212,11 +212,11 @@ def _grid(name: str, title: str, columns: Iterable[str], rows: list[dict[str, st
 def _paper_tables(project: Layout) -> str:
     """The paper's tables; below each row its runs, or the command that makes them."""
     below: dict[str, str] = {}
-    printed = tables.read(project)
+    printed, origins = tables.read(project), tables.Origins(project)
     for row in (row for table in printed for row in table.rows):
         name = row["experiment"]
         if name not in below:
-            below[name] = _runs(project, name) if row["results"] else _how(name)
+            below[name] = _runs(origins, name) if row["results"] else _how(name)
     return "\n".join(
         _table(
             table.name,
@@ -233,9 +233,9 @@ def _paper_tables(project: Layout) -> str:
     )
 
 
-def _runs(project: Layout, name: str) -> str:
-    text = tables.explain(project, name)
-    return f"<details><summary>Runs and parameters</summary>\n<pre>{escape(text)}</pre></details>"
+def _runs(origins: tables.Origins, name: str) -> str:
+    text = escape(origins.of(name, name))
+    return f"<details><summary>Runs and parameters</summary>\n<pre>{text}</pre></details>"
 
 
 def _how(name: str) -> str:
@@ -280,7 +280,7 @@ def _environment(project: Layout) -> str:
     runs: Counter[str] = Counter()
     missing = 0
     for name, result in results.known(project).items():
-        place = Layout(project.root, "runs" if result.source == results.HERE else "results")
+        place = Layout(project.root, result.folder)
         for seed in result.seeds:
             path = place.run(name, seed) / "record.json"
             if path.exists():
@@ -312,8 +312,14 @@ SVG = {
     "line",
     "polyline",
     "polygon",
+    "text",
+    "tspan",
+    "title",
+    "desc",
+    "linearGradient",
+    "stop",
+    "pattern",
 }
-SVG |= {"text", "tspan", "title", "desc", "linearGradient", "stop", "pattern"}
 """The elements that a figure may have: what Matplotlib draws with, and nothing that runs, loads or links."""
 
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ffrepro import config, errors, record
+from ffrepro import config, errors, record, results
 from ffrepro.config import Experiment, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -111,9 +111,7 @@ def table(project: Layout) -> list[dict[str, str]]:
             "device": "",
             "seconds a seed": "",
         }
-        path = project.verdict(name)
-        result = record.read_json(path) if path.exists() else None
-        if result and (result["row"], result["target"]) == (record.text_hash(config.canonical(row)), against):
+        if result := results.judged(project, name, row, target):
             cells |= {
                 "accuracy (%)": percent(result["accuracy"]),
                 "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",

@@ -3,12 +3,12 @@ runs."""
 
 import html
 import json
-import re
 import subprocess
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ffrepro import config, errors, record, results, targets
+from ffrepro.deviations import shown
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.report import NOT_RUN, as_csv, markdown, percent
@@ -40,24 +40,17 @@ class Printed(NamedTuple):
 def read(project: Layout) -> list[Printed]:
     """The tables of paper.yaml, filled with what is known. A cell of a row without results says "not run"."""
     rows, known = config.load(project.params).experiments, results.known(project)
-    published = targets.read_paper(project.paper)
-    verdicts = {name: _verdict(project, name, row) for name, row in rows.items()}
+    published, against = targets.read_paper(project.paper), targets.read_targets(project.paper, project.reference)
     printed = []
     for name, table in targets.read_tables(project.paper).items():
         lines = []
         for cell, experiment in table.cells.items():
             errors.known("row", experiment, rows, prefix=f"paper.yaml: tables.{name}: no row {experiment!r}")
-            lines.append(_line(cell, experiment, published.get(experiment), known.get(experiment), verdicts))
+            row = rows[experiment]
+            judged = results.judged(project, experiment, row, targets.target_of(against, experiment, row))
+            lines.append(_line(cell, experiment, published.get(experiment), known.get(experiment), judged))
         printed.append(Printed(name, table.title, lines))
     return printed
-
-
-def _verdict(project: Layout, name: str, row: config.Experiment) -> str | None:
-    """The verdict on the row's runs here, if there is one of these parameters."""
-    path = project.verdict(name)
-    result = record.read_json(path) if path.exists() else None
-    fits = result and result["row"] == record.text_hash(config.canonical(row))
-    return str(result["verdict"]) if result and fits else None
 
 
 def _line(
@@ -65,7 +58,7 @@ def _line(
     experiment: str,
     paper: targets.Target | None,
     ours: results.Result | None,
-    verdicts: dict[str, str | None],
+    judged: dict[str, Any] | None,
 ) -> dict[str, str]:
     row, column = cell.split(".")
     values = [row, column, percent(paper.model_dump()) if paper else "not obtained", NOT_RUN, "", NOT_RUN, "", "", ""]
@@ -74,7 +67,7 @@ def _line(
         line |= {
             "ours (%)": percent(ours.accuracy),
             "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if paper else "",
-            "verdict": (verdicts[experiment] or NOT_RUN) if ours.source == results.HERE else "reference",
+            "verdict": "reference" if ours.source == results.COMMITTED else judged["verdict"] if judged else NOT_RUN,
             "seconds a seed": f"{ours.seconds:.0f}",
             "results": ours.source,
         }
@@ -170,30 +163,37 @@ def write(project: Layout) -> list[Printed]:
 
 
 def explain(project: Layout, address: str) -> str:
-    """Where a number comes from: its row, what that row says, and of each seed the accuracy, record and code.
+    """Where a number comes from, `Origins.of`.
 
     address: TABLE.ROW.COLUMN, or a row's name. Raises UserError, listing what there is, for another.
     """
-    rows, known = config.load(project.params).experiments, results.known(project)
-    name = _experiment(project, address, rows)
-    row, target = rows[name], targets.read_targets(project.paper, project.reference).get(name)
-    lines = [f"{address}: experiment {name}, {row.title}"]
-    if target:
-        lines.append(f"target: {percent(target.model_dump())}, {target.kind}: {target.source}")
-    result = known.get(name)
-    if result is None:
-        return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
-    folder = "runs" if result.source == results.HERE else "results"
-    place = Layout(project.root, folder)
-    lines.append(
-        f"ours: {percent(result.accuracy)}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}"
-    )
-    for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
-        path = place.run(name, seed) / "record.json"
-        lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
-    lines.append(f"commit: {_commit(project, f'results/{name}') if folder == 'results' else 'runs are not committed'}")
-    lines.append(f"parameters: {_parameters(row)}")
-    return "\n".join(lines)
+    origins = Origins(project)
+    return origins.of(_experiment(project, address, origins.rows), address)
+
+
+class Origins:
+    """Where the numbers of a project come from; what it reads for that, it reads once for all rows."""
+
+    def __init__(self, project: Layout) -> None:
+        self.project, self.rows = project, config.load(project.params).experiments
+        self.targets, self.known = targets.read_targets(project.paper, project.reference), results.known(project)
+
+    def of(self, name: str, address: str) -> str:
+        """A row, what it says, and of each seed the accuracy, record and code. address: as it was asked for."""
+        row, result = self.rows[name], self.known.get(name)
+        lines = [f"{address}: experiment {name}, {row.title}"]
+        if target := targets.target_of(self.targets, name, row):
+            lines.append(f"target: {percent(target.model_dump())}, {target.kind}: {target.source}")
+        if result is None:
+            return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
+        folder, accuracy = result.folder, percent(result.accuracy)
+        lines.append(f"ours: {accuracy}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}")
+        for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
+            path = Layout(self.project.root, folder).run(name, seed) / "record.json"
+            lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
+        committed = result.source == results.COMMITTED
+        lines.append(f"commit: {_commit(self.project, f'results/{name}') if committed else 'runs are not committed'}")
+        return "\n".join([*lines, f"parameters: {_parameters(row)}"])
 
 
 def _experiment(project: Layout, address: str, rows: Iterable[str]) -> str:
@@ -230,5 +230,6 @@ def _commit(project: Layout, path: str) -> str:
 def _parameters(row: config.Experiment) -> str:
     """What the row trains with, one after the other, as params.yaml writes it."""
     content = json.loads(config.training_parameters(row))
-    pairs = (f"{section}.{key} {value}" for section, values in content.items() for key, value in values.items())
-    return re.sub(r"\b(True|False)\b", lambda found: found.group().lower(), ", ".join(pairs))
+    return ", ".join(
+        f"{section}.{key} {shown(value)}" for section, values in content.items() for key, value in values.items()
+    )

@@ -44,7 +44,9 @@ def small(root, tmp_path):
     row = config.load(project.params).experiments["digits"]
     summary = {"row": record.text_hash(config.canonical(row)), "seeds": [0, 1, 2], "seconds": 30.0, "device": "cpu"}
     record.write_json({**summary, "accuracy": spread([95.0, 96.0, 97.0])}, project.summary("digits"))
-    record.write_json({"row": summary["row"], "verdict": "inconclusive"}, project.verdict("digits"))
+    target = targets.read_paper(project.paper)["digits"].model_dump()
+    judged = {"row": summary["row"], "target": target, "verdict": "inconclusive"}
+    record.write_json(judged, project.verdict("digits"))
     its = spread([80.0, 82.0])
     reference = {"seeds": [3, 4], "values": its["values"], "mean": its["mean"], "std": its["std"], "seconds": 4.2}
     reference |= {"row": targets.measured(row), "command": "c", "machine": "2 cores", "ffrepro": "0"}
@@ -82,6 +84,13 @@ def test_the_cells_by_hand(small):
 def test_a_verdict_of_other_parameters_does_not_count(small):
     record.write_json({"row": "another", "verdict": "reproduced"}, small.verdict("digits"))
     assert tables.read(small)[0].rows[0]["verdict"] == "not run"
+
+
+def test_a_verdict_against_another_target_does_not_count(small):
+    assert tables.read(small)[0].rows[0]["verdict"] == "inconclusive"
+    small.paper.write_text(PAPER.replace("mean: 95", "mean: 94"))
+    line = tables.read(small)[0].rows[0]
+    assert (line["difference"], line["verdict"]) == ("+2.00", "not run")
 
 
 class Cells(html.parser.HTMLParser):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from torch.nn.functional import conv2d
 
-from ffrepro.network import Block, Convolutional, autocast, orthogonal
+from ffrepro.network import Block, Convolutional, autocast, convolve, orthogonal
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -68,6 +69,30 @@ def test_initial_weights_are_the_same_for_every_instruction_set():
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         hashes.add(done.stdout.strip())
     assert hashes == {"3eae9d132c57d1c1e38ce0918e080481edc840f647304a66c77d419bfb01ccdd"}
+
+
+def test_emulated_bfloat16_is_the_exact_result_of_rounded_values_rounded(monkeypatch):
+    """What a bfloat16 unit promises, forward and backward; the oracle is float64, in which these sums are exact."""
+    monkeypatch.setattr("ffrepro.network.emulates", lambda _: True)
+    draws = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    x = torch.randn(4, 8, 10, 10, generator=draws[0])
+    weight = torch.randn(6, 8, 3, 3, generator=draws[1]) / 8
+    up = torch.randn(4, 6, 10, 10, generator=draws[2]).bfloat16()
+
+    def results(convolution, inputs):
+        inputs = [value.clone().requires_grad_() for value in inputs]
+        made = convolution(*inputs)
+        made.backward(up.to(made.dtype))
+        return [made.detach(), *(value.grad for value in inputs)]
+
+    with autocast(torch.device("cpu"), "bfloat16"):
+        found = results(convolve, [x, weight])
+    exact = results(lambda a, b: conv2d(a, b, padding=1), [value.bfloat16().double() for value in (x, weight)])
+    assert [value.dtype for value in found] == [torch.bfloat16, torch.float32, torch.float32]
+    for mine, true in zip(found, exact, strict=True):
+        rounded = true.bfloat16()
+        assert (mine.bfloat16() == rounded).double().mean() > 0.995  # float32's sums turn few roundings over
+        torch.testing.assert_close(mine.double(), true, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

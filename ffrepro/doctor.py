@@ -38,13 +38,20 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
         yield Finding(f"data {data}", _data_state(data, project))
     free = shutil.disk_usage(project.root).free / GIB
     yield Finding("free disk", f"{free:.1f} GiB; {NEEDED_GIB} are needed", free >= NEEDED_GIB)
+    originals, alike = config.original(project.params), 0
     for name, row in params.experiments.items():
+        able = row.requires == "cpu" or device.type == "cuda"
+        if not able and name not in originals:  # a step in the GPU's precision takes a CPU seconds
+            alike += 1
+            continue
         seconds = training.seconds_per_epoch(row, device) * row.training.epochs
         seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
         each = (
             f"about {duration(seconds)} a seed, {duration(seconds * len(row.seeds))} for {seeds}, from a measured step"
         )
-        yield Finding(f"row {name}", each, row.requires == "cpu" or device.type == "cuda")
+        yield Finding(f"row {name}", each, able)
+    if alike:
+        yield Finding("more rows", f"{alike} need CUDA and are each like one above: not measured")
 
 
 def _device(device: torch.device) -> Iterator[Finding]:

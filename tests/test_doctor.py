@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ffrepro import determinism, doctor
+from ffrepro import config, determinism, doctor
 
 CPU = torch.device("cpu")
 
@@ -56,5 +56,9 @@ def test_the_report_of_a_machine_without_cuda(project):
     assert any(line.startswith("ok 4 steps, twice: ") for line in lines)
     assert any(line.startswith("ok row digits: about ") for line in lines)
     assert any(line.startswith("NO row cifar10: about ") and " days a seed, " in line for line in lines)
+    assert any(line.startswith("ok row ablation-digits-deep: about ") for line in lines)
+    told = sum(line[3:].startswith("row ") for line in lines)
+    (more,) = (line for line in lines if line.startswith("-- more rows: "))
+    assert told + int(more.split()[3]) == len(config.load(project.root / "params.yaml").experiments)
     assert "-- data digits: embedded" in lines
     assert lines[-1].startswith("The same row and seed give the same weights, bit for bit, wherever all of this is the")

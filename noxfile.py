@@ -41,17 +41,22 @@ def debian(session: nox.Session, package: str, *programs: str) -> None:
         session.run("apt-get", "install", "-y", "--no-install-recommends", package, external=True)
 
 
+# One process a core, a test file each: what a file prepared once, a training say, it need not prepare again.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest."""
     install(session, "dev")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the proofs that take minutes."""
+    """Run the proofs that take minutes; QEMU, for other makes of CPU, is installed where this may."""
     install(session, "dev")
+    debian(session, "qemu-user", "qemu-x86_64")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 os.environ["FFREPRO_DEVICE"] = "cpu"  # the promises of this suite are the CPU's, also on a machine with a GPU
+os.environ["FFREPRO_THREADS"] = "1"  # trainings beside one another: a second thread each would wait for a free core
 
 from ffrepro import config, data, determinism
 
@@ -76,16 +77,21 @@ class Project:
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run `ffrepro`, `dvc` or `python` with arguments in the project, as after activating its environment."""
         binaries = Path(sys.executable).parent
+        start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
+        return self._run([*start, *command[1:]], settings)
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run lines as a page shows them; the first that fails ends them."""
+        return self._run(["bash", "-ec", f'ffrepro() {{ python -m ffrepro "$@"; }}\n{script}'], {})
+
+    def _run(self, command: list[str], settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
         env = {
             **os.environ,
-            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root),
             **settings,
         }
-        start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
-        return subprocess.run(
-            [*start, *command[1:]], cwd=self.root, env=env, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
 
     def stages(self, *stages: list[str]) -> None:
         for stage, *arguments in stages:

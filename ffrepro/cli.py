@@ -380,6 +380,15 @@ def schema() -> None:
 
 
 @params_app.command()
+def handbook() -> None:
+    """Print docs/parameters.md: each field's meaning, what is allowed, and its default."""
+    from ffrepro import handbook as page
+    from ffrepro import layout
+
+    print(page.markdown(layout.find().params), end="")
+
+
+@params_app.command()
 def graph() -> None:
     """Write graph.yaml, the rows' seeds as DVC's stages, from params.yaml."""
     from ffrepro import config, layout, pipeline

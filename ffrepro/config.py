@@ -300,6 +300,17 @@ def load(path: Path) -> Params:
     return Params(seeds=written.seeds, experiments=experiments)
 
 
+def defaults(path: Path) -> dict[str, Any]:
+    """What a row that states nothing has, seeds included, of a file that `load` has found sound."""
+    written = checked(_Written, read_yaml(path), path.name)
+    return {"seeds": list(written.seeds), **written.defaults}
+
+
+def allowed(*place: str) -> str:
+    """What a field of a row may be, in words: allowed("training", "batch")."""
+    return _in_words(_schema(Experiment, place))
+
+
 def original(path: Path) -> list[str]:
     """The names of the rows that are like no other, of a file that `load` has found sound."""
     rows = checked(_Written, read_yaml(path), path.name).experiments

@@ -1,8 +1,10 @@
-"""README and docs say what the repository holds."""
+"""README and docs say what the repository holds, and their commands do what they say."""
 
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,15 +39,6 @@ def test_every_nox_session_in_the_readme_exists(root):
     noxfile = (root / "noxfile.py").read_text()
     for session in set(re.findall(r"nox -s (\w+)", (root / "README.md").read_text())):
         assert f"def {session}(session" in noxfile
-
-
-def test_every_command_in_the_readme_exists(root):
-    text = (root / "README.md").read_text()
-    for command in set(re.findall(r"ffrepro ([a-z]+)(?: |$|`)", text)):
-        done = subprocess.run(
-            [sys.executable, "-m", "ffrepro", command, "--help"], capture_output=True, cwd=root, check=False
-        )
-        assert done.returncode == 0, command
 
 
 def test_cifar10_quick_states_the_measured_reference(root):
@@ -83,3 +76,73 @@ def test_ablation_states_the_measured_references(root):
     for cell, name in read_tables(root / "paper.yaml")["ablation-digits"].cells.items():
         measured = report.percent({**references[name].model_dump(), "n": None})
         assert f"| {measured} |" in text, cell
+
+
+def test_parameters_is_what_the_models_say(root):
+    from ffrepro import handbook
+
+    assert (root / "docs" / "parameters.md").read_text() == handbook.markdown(root / "params.yaml")
+
+
+def blocks(document: Path) -> Iterator[tuple[str, str]]:
+    """(what a comment asks for, the indented lines below it) of each part of a page that a test carries out."""
+    for asked, content in re.findall(r"<!-- (\w+(?:: .+?)?) -->\n(.*?)<!-- end", document.read_text(), re.DOTALL):
+        yield asked, "".join(line.removeprefix("    ") for line in content.splitlines(keepends=True))
+
+
+def edit(project, asked: str, content: str) -> None:
+    """Write a part of a page into the file that its comment names, where it says."""
+    what, file, place = re.fullmatch(r"(\w+): (\S+) ?(.*)", asked).groups()
+    path = project.root / file
+    text = path.read_text()
+    if what == "append":
+        text = text.rstrip("\n") + "\n\n" + content
+    elif what == "insert":
+        start = place.removeprefix("before: ")
+        assert text.count("\n" + start) == 1, place
+        text = text.replace("\n" + start, "\n" + content + "\n" * 2 * content.startswith("def ") + start)
+    else:
+        start = place.removeprefix("starting: ")
+        (line,) = (line for line in text.splitlines() if line.startswith(start))
+        text = text.replace(line, content.rstrip("\n"))
+    path.write_text(text)
+
+
+def test_adding_an_experiment_and_a_data_set_as_the_page_says(project, root):
+    (project.root / "docs").mkdir()
+    codes = []
+    for asked, content in blocks(root / "docs" / "adding.md"):
+        if asked != "run":
+            edit(project, asked, content)
+            continue
+        for line in content.splitlines():
+            done = project.shell(line)
+            codes.append((line, done.returncode))
+            assert "Traceback" not in done.stderr
+    assert codes == [
+        ("ffrepro params check", 2),
+        ("ffrepro params graph", 0),
+        ("ffrepro reproduce digits-small", 4),
+        ('ffrepro reference digits-small --machine "a laptop"', 0),
+        ("ffrepro reproduce digits-small", 4),
+        ("ffrepro explain digits-small", 0),
+        ("ffrepro params graph", 0),
+        ("ffrepro reproduce digits-in-negative", 4),
+        ("ffrepro params schema > params.schema.json", 0),
+        ("ffrepro params handbook > docs/parameters.md", 0),
+    ]
+    assert "inverted-digits" in (project.root / "docs" / "parameters.md").read_text()
+
+
+def test_a_job_a_seed_as_elsewhere_says(project, root):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P")
+    (content,) = (content for asked, content in blocks(root / "docs" / "elsewhere.md") if asked.startswith("slurm"))
+    once, jobs, after = ("\n".join(part.splitlines()) for part in content.split("\n\n"))
+    for script in (
+        once,
+        *(f"SLURM_ARRAY_TASK_ID={seed}; ROW=digits\n{jobs}" for seed in (0, 1, 2)),
+        f"ROW=digits\n{after}",
+    ):
+        done = project.shell(script)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((project.root / "report" / "verdicts" / "digits.json").read_text())["accuracy"]["n"] == 3

@@ -1,0 +1,128 @@
+"""Every command that README and docs show is carried out: here, or where ELSEWHERE says."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from ffrepro import config
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = "ffrepro|dvc|nox|pip|python|docker|bash|source|UV_OFFLINE"
+PLACEHOLDER = re.compile(r"\b(ROW|CLASS|DATA|FOLDER)\b")
+
+# In a copy of the project with its committed results: (command, exit code), in an order that a reader could take.
+ON_RESULTS = [
+    ("ffrepro list", 0),
+    ("ffrepro list --table all", 0),
+    ("ffrepro list --table ablation-digits", 0),
+    ("ffrepro explain ablation-digits.symba-batch.overlapping", 0),
+    ("ffrepro explain digits", 0),
+    ("ffrepro params check", 0),
+    ("ffrepro params show digits", 0),
+    ("ffrepro params graph", 0),
+    ("ffrepro params handbook", 0),
+    ("FFREPRO_THREADS=1 ffrepro verify results/digits/3", 0),
+    ("ffrepro verify results/digits", 0),
+    ("ffrepro export results/digits --to crate", 0),
+    ("ffrepro report", 0),
+]
+# In a copy whose CPU rows take a moment each, without a GPU: 5 says that one is needed.
+ON_RUNS = [
+    ("ffrepro doctor", 0),
+    ("ffrepro reproduce cifar10", 5),
+    ("dvc repro verdict@cifar10", 255),
+    ("ffrepro reproduce digits", 4),
+    ("ffrepro reproduce digits --keep-states", 4),
+    ("ffrepro audit runs/digits/0 --epochs 2", 0),
+    ("ffrepro verify runs/digits", 4),
+    ("ffrepro reproduce cifar10-quick", 4),
+    ("ffrepro reproduce ablation-digits", 4),
+    ("dvc repro", 255),
+    ("dvc repro --keep-going", 255),
+    ("dvc metrics show", 0),
+    ("python -m pipelines.check cifar10", 0),
+]
+# What installs or needs another machine, and what takes long and is another command above with another row or number.
+ELSEWHERE = {
+    'pip install "nox[uv]" && nox -s reproduce -- digits': "by hand, in a fresh clone",
+    "nox -s tests": ".ci/run",
+    "nox -s dev": "by hand",
+    "nox -s slow": "by hand",
+    "source .venv/bin/activate": "by hand",
+    "pip download --require-hashes --no-deps -r requirements/dev.txt -d wheels": "by hand",
+    'pip install --no-index --find-links wheels "nox[uv]"': "by hand",
+    "UV_OFFLINE=1 UV_NO_INDEX=1 UV_FIND_LINKS=wheels nox -s dev": "by hand",
+    "pip install ffrepro[rocrate]": "not published yet; requirements/dev.txt has it",
+    "ffrepro fetch cifar10": "tests/test_data.py, from a mirror",
+    "ffrepro audit runs/digits/0 --epochs 20": "like --epochs 2",
+    "ffrepro evaluate cifar10-quick --runs results": "tests/test_cli.py, with another row",
+    "ffrepro verify results/cifar10-quick": "like verify results/digits",
+    "python -m pipelines.away bring out cifar10 0": "tests/test_away.py",
+    'nox -s bench -- cifar10 --blocks "128P 128 256P 256 256 512P" --batch 128 --precision bfloat16': "results/bench",
+}
+
+
+def documented() -> list[str]:
+    """The commands of README and docs in their order, each once: indented lines, and `code` of three words or more.
+
+    Without those that a page marks for tests/test_docs.py to carry out, and those that show a form: reproduce ROW.
+    """
+    commands = []
+    for document in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]:
+        text = re.sub(
+            r"<!-- (run|slurm|append|insert|line)\b.*?<!-- end.*?-->", "", document.read_text(), flags=re.DOTALL
+        )
+        blocks = re.findall(rf"^    ((?:[A-Z_]+=\S+ )*(?:{PROGRAMS}) .*)$", text, re.MULTILINE)
+        inline = re.findall(rf"`((?:[A-Z_]+=\S+ )*(?:{PROGRAMS}) [^` ]+ [^`]+)`", text)
+        commands += [re.sub(r"\s+# .*", "", command).strip() for command in [*blocks, *inline]]
+    return list(dict.fromkeys(command for command in commands if not PLACEHOLDER.search(command)))
+
+
+def test_every_command_is_carried_out_somewhere():
+    here = [command for command, _ in [*ON_RESULTS, *ON_RUNS]]
+    assert sorted(documented()) == sorted([*here, *ELSEWHERE])
+
+
+def carried_out(project, commands: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    codes = []
+    for command, _ in commands:
+        done = project.shell(command)
+        assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
+        codes.append((command, done.returncode))
+    return codes
+
+
+def test_commands_on_the_committed_results(project):
+    shutil.copytree(ROOT / "results", project.root / "results", dirs_exist_ok=True)
+    assert carried_out(project, ON_RESULTS) == ON_RESULTS
+
+
+def shrink(project) -> set[str]:
+    """Make every row that a CPU can run one of a moment, with one seed; returns their names."""
+    path = project.root / "params.yaml"
+    on_cpu = {name for name, row in config.load(path).experiments.items() if row.requires == "cpu"}
+    content = YAML(typ="safe").load(path.read_text())
+    content["seeds"] = [0]
+    for name, row in content["experiments"].items():
+        if "seeds" in row:
+            row["seeds"] = [0]
+        if name in on_cpu:
+            row["data"] = {"name": "digits"}
+            network, training = row.setdefault("network", {}), row.setdefault("training", {})
+            network |= {"blocks": "4 4", "label_patch": 1}
+            training |= {"epochs": 2, "batch": 256, "precision": "float32"}
+    with path.open("w") as file:
+        YAML(typ="safe").dump(content, file)
+    return on_cpu
+
+
+@pytest.mark.slow
+def test_commands_that_train_and_what_dvc_completes_without_a_gpu(project):
+    on_cpu = shrink(project)
+    assert project.shell("ffrepro params graph").returncode == 0
+    assert carried_out(project, ON_RUNS) == ON_RUNS
+    judged = {path.stem for path in (project.root / "report" / "verdicts").glob("*.json")}
+    assert judged == on_cpu

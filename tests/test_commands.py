@@ -112,7 +112,7 @@ def shrink(project) -> set[str]:
         if name in on_cpu:
             row["data"] = {"name": "digits"}
             network, training = row.setdefault("network", {}), row.setdefault("training", {})
-            network |= {"blocks": "4 4", "label_patch": 1}
+            network |= {"blocks": "4 4 4 4", "label_patch": 1}
             training |= {"epochs": 2, "batch": 256, "precision": "float32"}
     with path.open("w") as file:
         YAML(typ="safe").dump(content, file)

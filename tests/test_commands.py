@@ -51,6 +51,7 @@ ELSEWHERE = {
     "nox -s tests": ".ci/run",
     "nox -s dev": "by hand",
     "nox -s slow": "by hand",
+    "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",
     "source .venv/bin/activate": "by hand",
     "pip download --require-hashes --no-deps -r requirements/dev.txt -d wheels": "by hand",
     'pip install --no-index --find-links wheels "nox[uv]"': "by hand",

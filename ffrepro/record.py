@@ -94,7 +94,9 @@ def environment(device: "torch.device") -> dict[str, Any]:
     """What the bits of a run depend on besides code, parameters and data. Names no user, host or path."""
     import torch
 
-    facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": device.type}
+    facts: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
+    if not portable():  # Python's version has no say in what PyTorch and the C library compute
+        facts = {"python": platform.python_version(), **facts}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         facts |= {

@@ -80,9 +80,9 @@ class Project:
         start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
         return self._run([*start, *command[1:]], settings)
 
-    def shell(self, script: str) -> subprocess.CompletedProcess[str]:
+    def shell(self, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run lines as a page shows them; the first that fails ends them."""
-        return self._run(["bash", "-ec", f'ffrepro() {{ python -m ffrepro "$@"; }}\n{script}'], {})
+        return self._run(["bash", "-ec", f'ffrepro() {{ python -m ffrepro "$@"; }}\n{script}'], settings)
 
     def _run(self, command: list[str], settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
         env = {

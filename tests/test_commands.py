@@ -51,6 +51,8 @@ ELSEWHERE = {
     "nox -s tests": ".ci/run",
     "nox -s dev": "by hand",
     "nox -s slow": "by hand",
+    "ffrepro reproduce digits --portable": "by hand, in a fresh clone: it made the records to compare with",
+    "FFREPRO_PORTABLE=1 ffrepro verify runs/digits": "by hand, in a fresh clone",
     "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",
     "source .venv/bin/activate": "by hand",
     "pip download --require-hashes --no-deps -r requirements/dev.txt -d wheels": "by hand",

@@ -527,6 +527,55 @@ def test_the_first_tab_skips_to_the_results(opened):
     assert sheet.evaluate("document.activeElement.id") == "main"
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_axe_finds_nothing(opened, size, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    sheet = opened(size, color_scheme=scheme, reduced_motion="reduce")
+    sheet.locator("summary").first.click()
+    head(sheet, "ablation-digits", "ours (%)").get_by_role("button").click()
+    found = Axe().run(sheet)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_itself_never_scrolls_sideways(opened, size):
+    sheet = opened(size)
+    assert overflow(sheet) <= 0
+    sheet.evaluate("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+    assert overflow(sheet) <= 0
+    for runs in sheet.locator(".runs pre").all():  # they fit beside the table's own scrolling
+        assert runs.bounding_box()["width"] <= SIZES[size][0]
+
+
+@pytest.mark.browser
+def test_without_javascript_every_row_is_there_and_runs_open(opened):
+    sheet = opened(java_script_enabled=False)
+    assert sheet.locator("[data-row]:visible").count() == 29
+    assert sheet.locator("table:visible").count() == 8
+    assert sheet.get_by_role("searchbox").count() == sheet.get_by_role("button").count() == 0
+    row = sheet.locator("#table-ablation-digits tbody").filter(has_text="results/ablation-digits-backprop/3")
+    row.locator("summary").click()
+    assert sheet.get_by_text("seed 3: 97.20 %").is_visible()
+
+
+@pytest.mark.browser
+def test_paper_has_everything_unfolded_and_no_controls(opened):
+    sheet = opened()
+    for text in ("seed 3: 97.20 %", "seed 2: 93.90 %"):
+        assert not sheet.get_by_text(text).is_visible()
+    sheet.emulate_media(media="print")
+    for text in ("seed 3: 97.20 %", "seed 2: 93.90 %"):
+        assert sheet.get_by_text(text).is_visible()
+        assert sheet.get_by_text(text).bounding_box()["height"] > 50
+    for control in (".tools", "nav", ".skip"):
+        assert not sheet.locator(control).is_visible()
+    assert overflow(sheet) <= 0
+
+
 @pytest.fixture(scope="module")
 def of_committed_results(root, tmp_path_factory):
     """The page of what the repository holds; figures of images only where they are the embedded digits."""

@@ -57,7 +57,7 @@ def slow(session: nox.Session) -> None:
     """Run the proofs that take minutes; QEMU, for other makes of CPU, is installed where this may."""
     install(session, "dev")
     debian(session, "qemu-user", "qemu-x86_64")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-m", "slow", *PARALLEL, *session.posargs)
 
 
 @nox.session

@@ -25,12 +25,18 @@ LOCKS = {  # what each lock is compiled from
     "lint": ["--group", "lint"],
     "dev": ["pyproject.toml", "--group", "dev"],
     "browser": ["pyproject.toml", "--group", "browser"],
+    "image": ["pyproject.toml"],
+    "image-build": ["--group", "build", "--group", "sbom"],
 }
+
+
+# Where Python may keep no bytecode, every process would compile PyTorch and SciPy for itself: seconds each.
+BYTECODE = {"UV_COMPILE_BYTECODE": "1"} if os.environ.get("PYTHONDONTWRITEBYTECODE") else {}
 
 
 def install(session: nox.Session, lock: str) -> None:
     """The locked packages, every one checked by hash, and the project itself from here."""
-    session.install("--require-hashes", "-r", f"requirements/{lock}.txt")
+    session.install("--require-hashes", "-r", f"requirements/{lock}.txt", env=BYTECODE)
     if lock != "lint":
         session.install("--no-deps", "--no-build-isolation", "-e", ".")
 
@@ -111,7 +117,7 @@ def dev(session: nox.Session) -> None:
     """Make .venv with everything: source .venv/bin/activate, and `ffrepro`, `dvc`, `pytest` are there."""
     python = ["--python", ".venv"]
     session.run("uv", "venv", "--allow-existing", ".venv")
-    session.run("uv", "pip", "sync", "--require-hashes", *python, "requirements/dev.txt")
+    session.run("uv", "pip", "sync", "--require-hashes", *python, "requirements/dev.txt", env=BYTECODE)
     session.run("uv", "pip", "install", "--no-deps", "--no-build-isolation", *python, "-e", ".")
 
 

@@ -118,7 +118,7 @@ def reproduce(
         if config.experiment(params, row).requires == "cuda":
             from ffrepro import devices
 
-            devices.require(params, row, device.value)
+            devices.require(params, row, device.value, measure=True)
     settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
     pipeline.repro(project, [f"verdict@{row}" for row in rows], settings)
     report.write_tables(project)

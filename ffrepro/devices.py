@@ -62,15 +62,19 @@ def keep_pages() -> None:
         mallopt(option, value)
 
 
-def require(params: Params, name: str, given: str | None = None) -> None:
-    """Raise MachineError when a row needs CUDA, there is none, and the CPU was not asked for in so many words."""
+def require(params: Params, name: str, given: str | None = None, *, measure: bool = False) -> None:
+    """Raise MachineError when a row needs CUDA, there is none, and the CPU was not asked for in so many words.
+
+    measure: say how long the CPU would take, which needs a step or two; a large network's take it seconds.
+    """
     row = experiment(params, name)
     if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
         return
     instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
+    takes = f"would take {cpu_time(row)} a seed (from measured steps)" if measure else "takes as `ffrepro doctor` says"
     raise MachineError(
-        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU would take {cpu_time(row)} a seed "
-        f"(from measured steps); run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
+        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; "
+        f"run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
     )
 
 

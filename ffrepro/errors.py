@@ -1,10 +1,13 @@
 """Mistakes that a person can mend: an entry point prints them, one line each, and exits with their code."""
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 EXIT_CODE_FILE = "FFREPRO_EXIT_CODE_FILE"
 """Variable that names a file for a failing stage's exit code, which DVC keeps to itself."""
@@ -22,10 +25,28 @@ class MachineError(UserError):
     exit_code = 5
 
 
-class InterruptedByUser(UserError):  # noqa: N818  # not an error of anybody
-    """Ctrl-C."""
+class Stop(BaseException):  # no KeyboardInterrupt, which Typer would take for itself
+    """Ctrl-C, or SIGTERM as `kill`, `docker stop` and a cluster's time limit send it."""
 
-    exit_code = 130
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM raise Stop, and those that follow do nothing: what ends is to end in order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise Stop(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 MOST_NAMES = 16  # that a message lists
@@ -42,16 +63,17 @@ def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> N
 
 
 def run(main: Callable[..., int | None], *arguments: str) -> int:
-    """Call an entry point; its exit code, with UserError and Ctrl-C as lines on stderr instead of tracebacks."""
-    try:
-        code = main(*arguments) or 0
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"ffrepro: {line}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("ffrepro: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        code = 130
+    """Call an entry point; its exit code, with UserError, Ctrl-C and SIGTERM as lines on stderr, not tracebacks."""
+    with stoppable():
+        try:
+            code = main(*arguments) or 0
+        except UserError as error:
+            for line in str(error).splitlines():
+                print(f"ffrepro: {line}", file=sys.stderr)
+            code = error.exit_code
+        except Stop as stop:
+            print("ffrepro: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            code = stop.exit_code
     if code and EXIT_CODE_FILE in os.environ:
         Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
     return code

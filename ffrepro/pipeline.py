@@ -1,20 +1,28 @@
 """Run a row's part of the DVC graph, and train the committed references by the same stages."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, Params
-from ffrepro.errors import EXIT_CODE_FILE, InterruptedByUser, UserError
+from ffrepro.errors import EXIT_CODE_FILE, Stop, UserError
 from ffrepro.layout import Layout
 
 if TYPE_CHECKING:
     from ffrepro.data import Split
 
+DVC = [
+    "-c",
+    "import signal, sys; from dvc.cli import main;"
+    "signal.signal(signal.SIGTERM, signal.default_int_handler); sys.exit(main())",
+]
+"""DVC for Python's command line, as `-m dvc`, but a SIGTERM lets it put its locks away."""
 NO_GIT = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
 
 
@@ -58,32 +66,49 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
         if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
             Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
             env["DVC_SYSTEM_CONFIG_DIR"] = scratch
-        if _call(["dvc", "repro", "--keep-going", *stages], project, env):
+        if _call([*DVC, "repro", "--keep-going", *stages], project, env):
             error = UserError(f"{', '.join(stages)}: a stage failed; its own line stands above")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
 
 
-def _call(module: list[str], project: Layout, env: dict[str, str]) -> int:
-    """Run a module of Python with arguments in the project; its exit code. What it prints goes to stderr.
+def _call(program: list[str], project: Layout, env: dict[str, str]) -> int:
+    """Run a program of Python, given as on its command line, in the project; its exit code.
 
-    Ctrl-C reaches the child too: it is waited for, so that it ends in order, and then told of as an error.
+    What it prints goes to stderr. On Ctrl-C or SIGTERM everything that it started has ended before Stop goes on.
     """
-    interrupted = False
-    with subprocess.Popen([sys.executable, "-m", *module], cwd=project.root, env=env, stdout=sys.stderr) as process:
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                interrupted = True
-    if interrupted:
-        raise InterruptedByUser("interrupted; the same command goes on from the last checkpoint")
-    return process.returncode
+    with subprocess.Popen([sys.executable, *program], cwd=project.root, env=env, stdout=sys.stderr) as process:
+        try:
+            return process.wait()
+        except Stop:
+            _end(process, is_dvc=program[:2] == DVC)
+            raise
+
+
+def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
+    """End a child and what it has started, whichever of them the signal has reached.
+
+    A stage ends in order at any time. While one runs DVC ignores Ctrl-C, and would begin the next one; a SIGTERM ends
+    DVC alone and leaves the stage behind. So DVC is ended while a stage runs, when it writes nothing, and left alone
+    while none does.
+    """
+    import psutil
+
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stages = psutil.Process(process.pid).children(recursive=True)
+            if stages or not is_dvc:
+                process.terminate()
+            for stage in stages:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stage.terminate()
+            psutil.wait_procs(stages)
+        time.sleep(0.05)
 
 
 def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments: str) -> None:
     """One stage by itself, past DVC. Raises UserError with the exit code of a stage that fails."""
-    if code := _call([f"pipelines.{stage}", *arguments], project, environment(project, settings)):
+    if code := _call(["-m", f"pipelines.{stage}", *arguments], project, environment(project, settings)):
         error = UserError(f"the stage {stage} of {arguments[0]} failed; its own line stands above")
         error.exit_code = code
         raise error
@@ -98,8 +123,6 @@ def prepared(project: Layout, row: Experiment, settings: dict[str, str]) -> "tup
     if not path.exists():
         try:
             run_stage(project, settings, "prepare", row.data.name)
-        except InterruptedByUser:
-            raise
         except UserError:
             return None
     train, test = data.load(path)

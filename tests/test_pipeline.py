@@ -176,13 +176,16 @@ def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
 def test_a_row_that_needs_cuda_says_so_in_one_line(project):
     project.edit("params.yaml", "blocks: 64 128P 128 128 128 256P 256 256 256 512P 512 512", "blocks: 4 8P")
-    for command in (("ffrepro", "reproduce", "cifar10"), ("python", "-m", "pipelines.check", "cifar10")):
+    measured = r"this CPU would take \d+ \w+ a seed \(from measured steps\)"
+    for command, cost in {
+        ("ffrepro", "reproduce", "cifar10"): measured,
+        ("python", "-m", "pipelines.check", "cifar10"): "this CPU takes as `ffrepro doctor` says",  # at once
+    }.items():
         done = project.run(*command, FFREPRO_DEVICE="auto")
         assert done.returncode == 5
         assert re.fullmatch(
-            r"ffrepro: cifar10 needs a CUDA GPU and PyTorch finds none here; this CPU would take \d+ \w+ a seed "
-            r"\(from measured steps\); run digits, cifar10-quick instead, or the same with --device cpu "
-            r"\(FFREPRO_DEVICE=cpu\)\n",
+            rf"ffrepro: cifar10 needs a CUDA GPU and PyTorch finds none here; {cost}; run digits, cifar10-quick "
+            r"instead, or the same with --device cpu \(FFREPRO_DEVICE=cpu\)\n",
             done.stderr,
         )
         assert not (project.root / "runs").exists()
@@ -207,29 +210,44 @@ def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
     )
 
 
-def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(project):
+def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project):
     shrink(project)
-    project.edit("params.yaml", "epochs: 1\n", "epochs: 60\n")
+    project.edit("params.yaml", "epochs: 1\n", "epochs: 20\n")
     command = [sys.executable, "-m", "ffrepro", "reproduce", "digits"]
     env = {**os.environ, "PYTHONPATH": str(project.root)}
-    process = subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (project.root / "checkpoints" / "digits-0.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything that the command started
-    out, err = process.communicate()
-    assert process.returncode == 130
-    assert out == ""
-    assert "Traceback" not in err
-    assert err.endswith("ffrepro: interrupted; the same command goes on from the last checkpoint\n")
+
+    def newest():
+        return max((path.stat().st_mtime_ns for path in project.root.glob("checkpoints/*.pt")), default=0)
+
+    # as a terminal does and `tini -g`, to everything that the command has started; or as `kill`, to the command alone
+    for how, to, code in [
+        (signal.SIGINT, os.killpg, 130),
+        (signal.SIGTERM, os.killpg, 143),
+        (signal.SIGTERM, os.kill, 143),
+    ]:
+        before = newest()
+        process = subprocess.Popen(
+            command,
+            cwd=project.root,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while newest() == before:
+            assert process.poll() is None
+            time.sleep(0.05)
+        to(process.pid, how)
+        out, err = process.communicate()
+        assert process.returncode == code
+        assert out == ""
+        assert "Traceback" not in err
+        assert err.endswith("ffrepro: interrupted; the same command goes on from the last checkpoint\n")
+        assert err.count("> python -m pipelines.train") == 1  # DVC would go on with the next seed
+        assert "had been killed" not in err  # DVC has put its locks away
+        with pytest.raises(ProcessLookupError):  # nothing is left behind
+            os.killpg(process.pid, 0)
     again = project.run("ffrepro", "reproduce", "digits")
-    assert "digits-0.pt: going on after epoch" in again.stderr
+    assert re.search(r"digits-\d.pt: going on after epoch", again.stderr)
     assert "verdict: " in again.stdout

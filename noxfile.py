@@ -5,12 +5,14 @@ nox -s reproduce -- ROW a row of params.yaml, end to end
 nox -s bench -- ROW     what training and evaluation cost here
 nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
+nox -s image            the container image, built and tried by a running engine
 nox -s dev              .venv with everything, for daily use
 nox -s lint, types, slow, lock
 """
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -26,7 +28,7 @@ LOCKS = {  # what each lock is compiled from
     "dev": ["pyproject.toml", "--group", "dev"],
     "browser": ["pyproject.toml", "--group", "browser"],
     "image": ["pyproject.toml"],
-    "image-build": ["--group", "build", "--group", "sbom"],
+    "image-build": ["--group", "image"],
 }
 
 
@@ -63,7 +65,7 @@ def slow(session: nox.Session) -> None:
     """Run the proofs that take minutes; QEMU, for other makes of CPU, is installed where this may."""
     install(session, "dev")
     debian(session, "qemu-user", "qemu-x86_64")
-    session.run("pytest", "-m", "slow", *PARALLEL, *session.posargs)
+    session.run("pytest", "-m", "slow and not image", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -81,6 +83,23 @@ def latex(session: nox.Session) -> None:
     install(session, "dev")
     debian(session, "texlive-latex-recommended", "pdflatex")
     session.run("pytest", "-m", "latex", *session.posargs)
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """Build the container image and try it; `-- -m image` builds it twice and compares.
+
+    CONTAINER_ENGINE: docker (default) or podman. FFREPRO_BASE_IMAGE: another base than the pinned one, for where that
+    cannot be pulled.
+    """
+    engine = os.environ.get("CONTAINER_ENGINE", "docker")
+    if not shutil.which(engine) or subprocess.run([engine, "info"], capture_output=True).returncode:
+        session.error(
+            f"no container engine answers to `{engine} info`; install Docker (Debian: docker.io, docker-cli and "
+            "docker-buildx) and start dockerd, or install podman and set CONTAINER_ENGINE=podman"
+        )
+    install(session, "dev")
+    session.run("pytest", "-s", "-m", "image and not slow", *session.posargs)
 
 
 @nox.session

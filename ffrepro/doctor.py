@@ -31,6 +31,9 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
     """Facts, switches, self-repeat, data, disk, and what each row would take, in the order of a report."""
     yield Finding("versions", f"ffrepro {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
     yield Finding("packages", ", ".join(f"{name} {version(name)}" for name in ("torchvision", "dvc", "numpy")))
+    for image in record.image().values():
+        facts = f"revision {image['revision'][:12]}, base {image['base']}, {len(image['packages'])} packages"
+        yield Finding("image", f"{image['config'] or 'digest not told'}; {facts}, SBOM {image['sbom'][:12]}")
     yield from _device(device)
     yield from switches()
     yield repeats(device)

@@ -106,7 +106,7 @@ class LinkOfChain(Section):
 
 
 class Record(Section):
-    """record.json as `training.run_record` makes it."""
+    """record.json as `training.run_record` makes it, and `record.image` where it was made in a container."""
 
     experiment: str
     seed: int
@@ -127,6 +127,7 @@ class Record(Section):
     ended: str = Field(pattern=UTC)
     seconds: float
     joules: float | None
+    image: dict[str, Any] | None = None
     seal: str
 
 

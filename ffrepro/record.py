@@ -114,6 +114,27 @@ def environment(device: "torch.device") -> dict[str, Any]:
     return facts | {"kernels": kernels, "machine": platform.machine()} | profile
 
 
+IMAGE = Path(__file__).parent.parent / "image" / "identity.json"
+"""What a container image holds, written while it was built (image/inventory.py); there is none outside of images."""
+IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
+
+
+def image() -> dict[str, Any]:
+    """The container image that this runs in, as `{"image": ...}`; {} outside of one.
+
+    revision, base, the SBOM's SHA-256, and each package with its version and the SHA-256 of its RECORD, were written
+    down in the image; the digest of its configuration, which it cannot contain, is told by who started it, in
+    FFREPRO_IMAGE_ID. Raises UserError for another word there.
+    """
+    if not IMAGE.exists():
+        return {}
+    told = os.environ.get("FFREPRO_IMAGE_ID") or None
+    if told and not IMAGE_ID.fullmatch(told):
+        allowed = "what `docker image inspect --format '{{.Id}}' ffrepro` prints, sha256: and 64 hexadecimal digits"
+        raise UserError(f"FFREPRO_IMAGE_ID: given {told!r}; allowed: {allowed}")
+    return {"image": {"config": told, **read_json(IMAGE)}}
+
+
 def joules(device: "torch.device") -> float | None:
     """What the GPU has consumed since its driver was loaded; None where it does not tell, or on a CPU."""
     if device.type != "cuda":

@@ -30,7 +30,7 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     record.write_tensors(trained.network.state_dict(), folder / "weights.safetensors")
     record.write_csv(trained.history, folder / "history.csv")
     facts = training.run_record(name, row, int(seed), trained, folder / "history.csv", project)
-    record.write_sealed(facts, folder / "record.json")
+    record.write_sealed({**facts, **record.image()}, folder / "record.json")
     checkpoint.unlink()
 
 

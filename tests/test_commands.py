@@ -45,14 +45,21 @@ ON_RUNS = [
     ("dvc repro", 255),
     ("dvc repro --keep-going", 255),
     ("dvc metrics show", 0),
-    ("python -m pipelines.check cifar10", 0),
+    ("FFREPRO_DEVICE=cpu python -m pipelines.check cifar10", 0),
 ]
+CONTAINER = 'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/out:/out"'
 # What installs or needs another machine, and what takes long and is another command above with another row or number.
 ELSEWHERE = {
     'pip install "nox[uv]" && nox -s reproduce -- digits': "by hand, in a fresh clone",
     "nox -s tests": ".ci/run",
     "nox -s dev": "by hand",
     "nox -s slow": "by hand",
+    "nox -s image": ".ci/run",
+    "nox -s image -- -m image": "by hand",
+    'docker build --build-arg REVISION="$(git rev-parse HEAD)" -t ffrepro .': "tests/test_image.py",
+    f"{CONTAINER} ffrepro reproduce digits": "tests/test_image.py",
+    f"{CONTAINER} --gpus all -v cache:/data ffrepro reproduce cifar10": "not run: needs a GPU",
+    "FFREPRO_USER=1000:1000 docker compose run --rm cpu reproduce digits": "tests/test_image.py, with another command",
     "ffrepro reproduce digits --portable": "by hand, in a fresh clone: it made the records to compare with",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/digits": "by hand, in a fresh clone",
     "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",

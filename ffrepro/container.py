@@ -1,0 +1,115 @@
+"""`ffrepro` inside the image: the project laid out in /out, where what it makes survives the container.
+
+The image's code runs, never that in /out: there it only is what DVC compares. Outside the image nothing here is used.
+"""
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ffrepro import errors, record
+from ffrepro.errors import UserError
+
+IMAGE = Path(__file__).parent.parent
+OUT, DATA = Path("/out"), Path("/data")
+LAID = ".ffrepro-image.json"  # in OUT: of each file of the image, the hashes that it was laid out with
+LOCK = ".ffrepro-container.lock"
+CODE = ("ffrepro/", "pipelines/", "dvc.yaml", ".dvc")
+WRITING = ("reproduce", "reference", "fetch", "report", "export", "dvc")
+USAGE = 'docker run --user "$(id -u):$(id -g)" -v "$PWD/out:/out" ...'
+
+
+def files(root: Path) -> Iterator[str]:
+    """The project's files in the image, relative to its root."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        yield from (str((Path(folder) / name).relative_to(root)) for name in sorted(names))
+
+
+def lay(image: Path, out: Path) -> list[str]:
+    """Lay the image's project out in a folder; returns the files that stay as their user has changed them.
+
+    Code is the image's own, always. Another file is replaced only where it is as an image has laid it out.
+    """
+    laid: dict[str, list[str]] = record.read_json(out / LAID) if (out / LAID).exists() else {}
+    wanted = {name: record.file_hash(image / name) for name in files(image)}
+    found = {name: record.file_hash(out / name) for name in {*laid, *wanted} if (out / name).exists()}
+    kept = [
+        name
+        for name, hashed in sorted(found.items())
+        if not name.startswith(CODE) and hashed not in [*laid.get(name, ()), wanted.get(name)]
+    ]
+    # Before the files: if this ends in between, the next time knows what was laid.
+    for name, hashed in wanted.items():
+        laid[name] = [*dict.fromkeys([*laid.get(name, ()), hashed])]
+    record.write_json(laid, out / LAID)
+    for name, hashed in wanted.items():
+        if name not in kept and found.get(name) != hashed:
+            record.write_bytes((image / name).read_bytes(), out / name)
+    for name in found.keys() - wanted.keys() - {*kept}:
+        (out / name).unlink()
+    return kept
+
+
+def alone(out: Path) -> int | None:
+    """Take the folder for this container, until its process ends; None where another container works in it.
+
+    DVC's own locks name processes by numbers, which say nothing in another container, and are used again in the next.
+    """
+    lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    (out / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)  # of a container that was killed
+    return lock
+
+
+def enter(command: str) -> None:
+    """Make /out, or the read-only project of the image where nothing is written, the current folder."""
+    record.image()  # what is told of it wrongly, is told now and not after a training
+    if os.path.ismount(DATA):
+        os.environ.setdefault("FFREPRO_DATA", str(DATA))
+    mounted, writes = os.path.ismount(OUT), command in WRITING
+    if not os.access(OUT, os.W_OK | os.X_OK):
+        if mounted or writes:
+            why = "not writable for this user" if mounted else "nothing is mounted there"
+            raise UserError(f"{OUT}: {why}; give a folder of yours: {USAGE}")
+        os.chdir(IMAGE)
+        return
+    if not (OUT / LAID).exists() and {entry.name for entry in OUT.iterdir()} - {LOCK}:
+        raise UserError(f"{OUT}: holds other things than what this image has put there; give an empty folder")
+    lock = alone(OUT)
+    if lock is None and writes:
+        raise UserError(f"{OUT}: another container works in this folder; wait until it has ended, or give another")
+    if lock is not None:
+        for name in lay(IMAGE, OUT):
+            print(f"ffrepro: {name}: yours, not the image's", file=sys.stderr)
+        if not writes:
+            os.close(lock)
+    if writes and not mounted:
+        print(f"ffrepro: nothing is mounted at {OUT}: what this makes goes with the container", file=sys.stderr)
+    os.chdir(OUT)
+
+
+def main() -> None:
+    """`docker run IMAGE ARGUMENTS`: what `ffrepro ARGUMENTS` does, or DVC for `dvc ARGUMENTS`."""
+    arguments = sys.argv[1:]
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    if code := errors.run(lambda: enter(command)):
+        sys.exit(code)
+    if command == "dvc":
+        from dvc.cli import main as dvc
+
+        sys.exit(dvc(arguments[1:]))
+    from ffrepro import cli
+
+    sys.argv[0] = "ffrepro"
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,17 +14,13 @@ RUN find /etc/apt/sources.list.d -name debian.sources \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log
 
 
-FROM base AS build
+FROM base AS packages
 WORKDIR /opt/ffrepro
-# A proxy's certificates, where there is one between here and the packages: --secret id=ca-bundle,src=BUNDLE
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 COPY image/pip /usr/local/bin/locked-pip
-COPY requirements/image-build.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
-    python -m venv --without-pip /opt/build \
-    && locked-pip /opt/build -r requirements/image-build.txt
 COPY requirements/image.txt requirements/
 # setuptools first, of the same lock: one package comes as source only, and is built with it.
+# A proxy's certificates, where there is one between here and the packages: --secret id=ca-bundle,src=BUNDLE
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
     python -m venv --without-pip /opt/venv \
     && sed -n '/^setuptools==/,/[^\\]$/p' requirements/image.txt > /tmp/setuptools.txt \
@@ -32,14 +28,18 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle 
     && locked-pip /opt/venv -r requirements/image.txt
 # Bytecode that never looks at a file's date, so that the same source gives the same bytes.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+
+
+FROM packages AS build
+COPY requirements/image-build.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
+    python -m venv --without-pip /opt/build && locked-pip /opt/build -r requirements/image-build.txt
 COPY . .
-RUN PYTHONPATH="$(echo /opt/build/lib/python*/site-packages)" pip --python /opt/venv/bin/python install \
-        --quiet --no-index --no-deps --no-build-isolation --no-compile --editable . \
-    && rm image/pip \
-    && python -m compileall -q --invalidation-mode unchecked-hash ffrepro pipelines
+RUN python -m compileall -q --invalidation-mode unchecked-hash ffrepro pipelines
 ARG BASE_IMAGE
 ARG REVISION=unknown
-RUN /opt/build/bin/python image/inventory.py /opt/venv "$REVISION" "$BASE_IMAGE" && rm image/inventory.py
+RUN /opt/build/bin/python image/inventory.py /opt/venv "$REVISION" "$BASE_IMAGE" \
+    && rm image/inventory.py image/pip image/dvc image/ffrepro
 
 
 FROM base
@@ -47,9 +47,10 @@ FROM base
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin ffrepro \
     && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
     && mkdir -m 1777 /out /data
-COPY --from=build /opt/venv /opt/venv
-COPY --from=build /opt/ffrepro /opt/ffrepro
+COPY --from=packages /opt/venv /opt/venv
 COPY image/dvc /etc/ffrepro/dvc/config
+COPY image/ffrepro /usr/local/bin/ffrepro
+COPY --from=build /opt/ffrepro /opt/ffrepro
 ARG REVISION=unknown
 ARG BASE_IMAGE
 LABEL org.opencontainers.image.title="ffrepro" \
@@ -61,7 +62,8 @@ LABEL org.opencontainers.image.title="ffrepro" \
 # CUDA comes with the packages; the host's driver (580 or newer) is let in by --gpus all.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # PYTHONSAFEPATH: code is the image's, also where a folder with other code is the current one.
-ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/opt/ffrepro PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     HOME=/tmp USER=ffrepro MPLCONFIGDIR=/tmp/matplotlib \
     DVC_SYSTEM_CONFIG_DIR=/etc/ffrepro/dvc DVC_SITE_CACHE_DIR=/tmp/dvc DVC_NO_ANALYTICS=1
 WORKDIR /opt/ffrepro

@@ -121,6 +121,9 @@ def reproduce(
             devices.require(params, row, device.value, measure=True)
     settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
     pipeline.repro(project, [f"verdict@{row}" for row in rows], settings)
+    for row in rows if keep_states else ():
+        if line := pipeline.without_states(project, row, config.experiment(params, row)):
+            print(f"ffrepro: {line}", file=sys.stderr)
     report.write_tables(project)
     results = [record.read_json(project.verdict(row)) for row in rows]
     if as_json:
@@ -400,7 +403,7 @@ def graph() -> None:
 
 def main() -> None:
     """The command `ffrepro`: a user's mistake is one line on stderr and an exit code, never a traceback."""
-    sys.exit(errors.run(app))
+    sys.exit(errors.run(lambda: app(prog_name="ffrepro")))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ def main() -> None:
         sys.exit(dvc(arguments[1:]))
     from ffrepro import cli
 
-    sys.argv[0] = "ffrepro"
     cli.main()
 
 

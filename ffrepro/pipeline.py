@@ -72,6 +72,15 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
             raise error
 
 
+def without_states(project: Layout, name: str, row: Experiment) -> str | None:
+    """After --keep-states: one line on the seeds of which none are there, since they had been trained before."""
+    seeds = [seed for seed in row.seeds if not project.checkpoint(name, seed).with_suffix("").is_dir()]
+    if not seeds:
+        return None
+    runs = ", ".join(f"{name}-{seed}" for seed in seeds)
+    return f"{runs}: no states kept, trained before without --keep-states; delete runs/{name} and give this again"
+
+
 def _call(program: list[str], project: Layout, env: dict[str, str]) -> int:
     """Run a program of Python, given as on its command line, in the project; its exit code.
 

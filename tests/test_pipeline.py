@@ -169,6 +169,11 @@ def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project
     assert "Running stage" not in again.stderr
     assert again.returncode == first.returncode
     assert f"verdict: {result['verdict']}" in again.stdout
+    keeping = project.run("ffrepro", "reproduce", "digits", "--keep-states")
+    assert keeping.stderr.endswith(
+        "ffrepro: digits-0, digits-1: no states kept, trained before without --keep-states; delete runs/digits and "
+        "give this again\n"
+    )
     assert "| digits | digits | 2 |" in (project.root / "report" / "table.md").read_text()
     assert "| cifar10 | cifar10 | 12 | not run |" in (project.root / "report" / "table.md").read_text()
 

@@ -1,4 +1,4 @@
-# docker build --build-arg REVISION="$(git rev-parse HEAD)" -t ffrepro .
+# docker build --build-arg REVISION="$(git describe --always --dirty --abbrev=40)" -t ffrepro .
 #
 # Also for podman and buildah: no `# syntax=`, no here-documents, absolute mount targets, octal --chmod.
 # The digest is one that several public projects pin; it could not be pulled where this file was written.
@@ -17,7 +17,7 @@ RUN find /etc/apt/sources.list.d -name debian.sources \
 FROM base AS packages
 WORKDIR /opt/ffrepro
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
-COPY image/pip /usr/local/bin/locked-pip
+COPY --chmod=0555 image/pip /usr/local/bin/locked-pip
 COPY requirements/image.txt requirements/
 # setuptools first, of the same lock: one package comes as source only, and is built with it.
 # A proxy's certificates, where there is one between here and the packages: --secret id=ca-bundle,src=BUNDLE
@@ -35,7 +35,9 @@ COPY requirements/image-build.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
     python -m venv --without-pip /opt/build && locked-pip /opt/build -r requirements/image-build.txt
 COPY . .
-RUN python -m compileall -q --invalidation-mode unchecked-hash ffrepro pipelines
+# Readable for all, whatever rights the checkout was made with.
+RUN chmod -R u=rwX,go=rX . \
+    && python -m compileall -q --invalidation-mode unchecked-hash ffrepro pipelines
 ARG BASE_IMAGE
 ARG REVISION=unknown
 RUN /opt/build/bin/python image/inventory.py /opt/venv "$REVISION" "$BASE_IMAGE" \
@@ -47,9 +49,11 @@ FROM base
 RUN useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin ffrepro \
     && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- \
     && mkdir -m 1777 /out /data
+# The base brings Python's own library without bytecode.
+RUN python -m compileall -q -x site-packages --invalidation-mode unchecked-hash /usr/local/lib/python3.*
 COPY --from=packages /opt/venv /opt/venv
-COPY image/dvc /etc/ffrepro/dvc/config
-COPY image/ffrepro /usr/local/bin/ffrepro
+COPY --chmod=0444 image/dvc /etc/ffrepro/dvc/config
+COPY --chmod=0555 image/ffrepro /usr/local/bin/ffrepro
 COPY --from=build /opt/ffrepro /opt/ffrepro
 ARG REVISION=unknown
 ARG BASE_IMAGE
@@ -64,10 +68,10 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # PYTHONSAFEPATH: code is the image's, also where a folder with other code is the current one.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/ffrepro PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    HOME=/tmp USER=ffrepro MPLCONFIGDIR=/tmp/matplotlib \
+    HOME=/tmp USER=ffrepro SHELL=/bin/sh MPLCONFIGDIR=/tmp/matplotlib \
     DVC_SYSTEM_CONFIG_DIR=/etc/ffrepro/dvc DVC_SITE_CACHE_DIR=/tmp/dvc DVC_NO_ANALYTICS=1
 WORKDIR /opt/ffrepro
 USER 10001:10001
-# tini hands signals on to all processes, and buries those that are left.
-ENTRYPOINT ["/usr/bin/tini", "-g", "--", "python", "-m", "ffrepro.container"]
+# tini (-s: also where it is not the first process, as under Apptainer) hands signals on to all processes, and buries those that are left.
+ENTRYPOINT ["/usr/bin/tini", "-s", "-g", "--", "python", "-m", "ffrepro.container"]
 CMD ["--help"]

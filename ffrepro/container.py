@@ -16,8 +16,9 @@ IMAGE = Path(__file__).parent.parent
 OUT, DATA = Path("/out"), Path("/data")
 LAID = ".ffrepro-image.json"  # in OUT: of each file of the image, the hashes that it was laid out with
 LOCK = ".ffrepro-container.lock"
-CODE = ("ffrepro/", "pipelines/", "dvc.yaml", ".dvc")
-WRITING = ("reproduce", "reference", "fetch", "report", "export", "dvc")
+NOTHING = {LOCK, f"{LAID}.part", "lost+found"}  # what a folder may hold that nothing has been laid out in
+CODE = ("ffrepro/", "pipelines/", "dvc.yaml")
+READING = ("", "list", "explain", "doctor", "params", "bench")  # commands that need no folder
 USAGE = 'docker run --user "$(id -u):$(id -g)" -v "$PWD/out:/out" ...'
 
 
@@ -29,18 +30,15 @@ def files(root: Path) -> Iterator[str]:
 
 
 def lay(image: Path, out: Path) -> list[str]:
-    """Lay the image's project out in a folder; returns the files that stay as their user has changed them.
+    """Lay the image's project out in a folder; returns a line for each file that its user has changed.
 
-    Code is the image's own, always. Another file is replaced only where it is as an image has laid it out.
+    Code is put back as the image has it. Another file is replaced only where it is as an image has laid it out.
     """
     laid: dict[str, list[str]] = record.read_json(out / LAID) if (out / LAID).exists() else {}
     wanted = {name: record.file_hash(image / name) for name in files(image)}
-    found = {name: record.file_hash(out / name) for name in {*laid, *wanted} if (out / name).exists()}
-    kept = [
-        name
-        for name, hashed in sorted(found.items())
-        if not name.startswith(CODE) and hashed not in [*laid.get(name, ()), wanted.get(name)]
-    ]
+    found = {name: record.file_hash(out / name) for name in sorted({*laid, *wanted}) if (out / name).exists()}
+    changed = {name for name, hashed in found.items() if hashed not in [*laid.get(name, ()), wanted.get(name)]}
+    kept = {name for name in changed if not name.startswith(CODE)}
     # Before the files: if this ends in between, the next time knows what was laid.
     for name, hashed in wanted.items():
         laid[name] = [*dict.fromkeys([*laid.get(name, ()), hashed])]
@@ -48,9 +46,12 @@ def lay(image: Path, out: Path) -> list[str]:
     for name, hashed in wanted.items():
         if name not in kept and found.get(name) != hashed:
             record.write_bytes((image / name).read_bytes(), out / name)
-    for name in found.keys() - wanted.keys() - {*kept}:
+    for name in found.keys() - wanted.keys() - kept:
         (out / name).unlink()
-    return kept
+    return [
+        f"{name}: {'yours, not the image' if name in kept else 'put back, since code is the image'}'s"
+        for name in sorted(changed)
+    ]
 
 
 def alone(out: Path) -> int | None:
@@ -61,38 +62,52 @@ def alone(out: Path) -> int | None:
     lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(lock)
         return None
     (out / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)  # of a container that was killed
     return lock
 
 
+def mounted(path: Path) -> bool:
+    """Whether something is mounted there, a folder of the same disk too, which `os.path.ismount` does not see."""
+    return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
 def enter(command: str) -> None:
-    """Make /out, or the read-only project of the image where nothing is written, the current folder."""
+    """Make /out the current folder; the image's own project, for commands that only read and where nothing is mounted.
+
+    Raises UserError where /out cannot be used.
+    """
     record.image()  # what is told of it wrongly, is told now and not after a training
-    if os.path.ismount(DATA):
+    if mounted(DATA):
         os.environ.setdefault("FFREPRO_DATA", str(DATA))
-    mounted, writes = os.path.ismount(OUT), command in WRITING
-    if not os.access(OUT, os.W_OK | os.X_OK):
-        if mounted or writes:
-            why = "not writable for this user" if mounted else "nothing is mounted there"
-            raise UserError(f"{OUT}: {why}; give a folder of yours: {USAGE}")
+    if not mounted(OUT) and command in READING:
         os.chdir(IMAGE)
         return
-    if not (OUT / LAID).exists() and {entry.name for entry in OUT.iterdir()} - {LOCK}:
-        raise UserError(f"{OUT}: holds other things than what this image has put there; give an empty folder")
-    lock = alone(OUT)
-    if lock is None and writes:
-        raise UserError(f"{OUT}: another container works in this folder; wait until it has ended, or give another")
-    if lock is not None:
-        for name in lay(IMAGE, OUT):
-            print(f"ffrepro: {name}: yours, not the image's", file=sys.stderr)
-        if not writes:
-            os.close(lock)
-    if writes and not mounted:
+    if not os.access(OUT, os.W_OK | os.X_OK):
+        why = "not writable for this user" if mounted(OUT) else "nothing is mounted there"
+        raise UserError(f"{OUT}: {why}; give a folder of yours: {USAGE}")
+    try:
+        _take(command)
+    except OSError as error:  # another user's files, a file system without locks
+        raise UserError(f"{error.filename or OUT}: {error.strerror}; give a folder of yours: {USAGE}") from None
+    if not mounted(OUT):
         print(f"ffrepro: nothing is mounted at {OUT}: what this makes goes with the container", file=sys.stderr)
     os.chdir(OUT)
+
+
+def _take(command: str) -> None:
+    if not (OUT / LAID).exists() and {entry.name for entry in OUT.iterdir()} - NOTHING:
+        raise UserError(f"{OUT}: holds other things than what this image has put there; give an empty folder")
+    lock = alone(OUT)
+    if lock is not None:
+        for line in lay(IMAGE, OUT):
+            print(f"ffrepro: {line}", file=sys.stderr)
+        if command in READING:
+            os.close(lock)
+    elif command not in READING:
+        raise UserError(f"{OUT}: another container works in this folder; wait until it has ended, or give another")
 
 
 def main() -> None:
@@ -102,9 +117,9 @@ def main() -> None:
     if code := errors.run(lambda: enter(command)):
         sys.exit(code)
     if command == "dvc":
-        from dvc.cli import main as dvc
+        from ffrepro import layout, pipeline
 
-        sys.exit(dvc(arguments[1:]))
+        sys.exit(errors.run(lambda: pipeline.dvc(layout.find(), arguments[1:])))
     from ffrepro import cli
 
     cli.main()

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, Params
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 DVC = [
     "-c",
     "import signal, sys; from dvc.cli import main;"
-    "signal.signal(signal.SIGTERM, signal.default_int_handler); sys.exit(main())",
+    "[signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)];"
+    "signal.signal(signal.SIGUSR1, signal.default_int_handler); sys.exit(main())",
 ]
-"""DVC for Python's command line, as `-m dvc`, but a SIGTERM lets it put its locks away."""
+"""DVC for Python's command line, as `-m dvc`. It writes dvc.lock in place, after every stage: Ctrl-C and SIGTERM, which
+may reach it in the middle of that, do nothing; `_end` ends it by SIGUSR1, and it puts its locks away."""
+PATIENCE = 60  # seconds for a stage to end, before it is killed
 NO_GIT = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
 
 
@@ -67,9 +71,19 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
             Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
             env["DVC_SYSTEM_CONFIG_DIR"] = scratch
         if _call([*DVC, "repro", "--keep-going", *stages], project, env):
+            check_lock(project)
             error = UserError(f"{', '.join(stages)}: a stage failed; its own line stands above")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
+
+
+def check_lock(project: Layout) -> None:
+    """Raise UserError where dvc.lock is not whole: DVC writes it in place, and would not say what to do."""
+    path = project.root / "dvc.lock"
+    try:
+        config.read_yaml(path) if path.exists() else None
+    except UserError:
+        raise UserError("dvc.lock: cut off while DVC wrote it; delete it: finished stages run again") from None
 
 
 def without_states(project: Layout, name: str, row: Experiment) -> str | None:
@@ -81,12 +95,17 @@ def without_states(project: Layout, name: str, row: Experiment) -> str | None:
     return f"{runs}: no states kept, trained before without --keep-states; delete runs/{name} and give this again"
 
 
-def _call(program: list[str], project: Layout, env: dict[str, str]) -> int:
+def dvc(project: Layout, arguments: list[str]) -> int:
+    """DVC with these arguments, to its exit code, so that it ends in order as in `repro`."""
+    return _call([*DVC, *arguments], project, environment(project, {}), stdout=sys.stdout)
+
+
+def _call(program: list[str], project: Layout, env: dict[str, str], stdout: IO[str] = sys.stderr) -> int:
     """Run a program of Python, given as on its command line, in the project; its exit code.
 
-    What it prints goes to stderr. On Ctrl-C or SIGTERM everything that it started has ended before Stop goes on.
+    On Ctrl-C or SIGTERM everything that it started has ended before Stop goes on.
     """
-    with subprocess.Popen([sys.executable, *program], cwd=project.root, env=env, stdout=sys.stderr) as process:
+    with subprocess.Popen([sys.executable, *program], cwd=project.root, env=env, stdout=stdout) as process:
         try:
             return process.wait()
         except Stop:
@@ -97,9 +116,8 @@ def _call(program: list[str], project: Layout, env: dict[str, str]) -> int:
 def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
     """End a child and what it has started, whichever of them the signal has reached.
 
-    A stage ends in order at any time. While one runs DVC ignores Ctrl-C, and would begin the next one; a SIGTERM ends
-    DVC alone and leaves the stage behind. So DVC is ended while a stage runs, when it writes nothing, and left alone
-    while none does.
+    A stage ends in order at any time. DVC would begin the next one; it is ended while a stage runs, when it writes
+    nothing, and left alone while none does.
     """
     import psutil
 
@@ -107,11 +125,12 @@ def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             stages = psutil.Process(process.pid).children(recursive=True)
             if stages or not is_dvc:
-                process.terminate()
+                process.send_signal(signal.SIGUSR1 if is_dvc else signal.SIGTERM)
             for stage in stages:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stage.terminate()
-            psutil.wait_procs(stages)
+            for stage in psutil.wait_procs(stages, timeout=PATIENCE)[1]:
+                stage.kill()
         time.sleep(0.05)
 
 

@@ -10,6 +10,8 @@ import sys
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from packageurl import PackageURL
+
 HERE = Path(__file__).parent
 
 
@@ -36,13 +38,13 @@ def main(venv: str, revision: str, base: str) -> None:
             component["properties"] = [*component.get("properties", []), found]
     for line in output("dpkg-query", "--show", "--showformat", "${Package} ${Version} ${Architecture}\n").splitlines():
         name, version, architecture = line.split()
-        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B')}?arch={architecture}"
+        purl = PackageURL("deb", "debian", name, version, {"arch": architecture}).to_string()
         sbom["components"].append({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl})
     text = json.dumps(sbom, indent=1) + "\n"
     (HERE / "sbom.cdx.json").write_text(text)
     identity = {
         "revision": revision,
-        "base": base,
+        "base": base.rpartition("/")[2],  # without the host of a registry
         "sbom": hashlib.sha256(text.encode()).hexdigest(),
         "packages": dict(sorted(packages.items())),
     }

@@ -18,6 +18,7 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     record.write_tensors({"goodness": table}, folder / "goodness.safetensors")
     chain = record.read_json(folder / "record.json")["chain"]
     record.write_sealed({**metrics, "link": chain[-1]["link"]}, folder / "metrics.json")
+    project.checkpoint(name, int(seed)).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ ON_RUNS = [
     ("dvc metrics show", 0),
     ("FFREPRO_DEVICE=cpu python -m pipelines.check cifar10", 0),
 ]
+BUILDING = 'docker build --build-arg REVISION="$(git describe --always --dirty --abbrev=40)"'
 CONTAINER = 'docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/out:/out"'
 # What installs or needs another machine, and what takes long and is another command above with another row or number.
 ELSEWHERE = {
@@ -56,7 +57,7 @@ ELSEWHERE = {
     "nox -s slow": "by hand",
     "nox -s image": ".ci/run",
     "nox -s image -- -m image": "by hand",
-    'docker build --build-arg REVISION="$(git rev-parse HEAD)" -t ffrepro .': "tests/test_image.py",
+    f"{BUILDING} -t ffrepro .": "tests/test_image.py",
     f"{CONTAINER} ffrepro reproduce digits": "tests/test_image.py",
     f"{CONTAINER} --gpus all -v cache:/data ffrepro reproduce cifar10": "not run: needs a GPU",
     "FFREPRO_USER=1000:1000 docker compose run --rm cpu reproduce digits": "tests/test_image.py, with another command",

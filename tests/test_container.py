@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,11 @@ def test_the_project_is_laid_out_and_laid_out_again_without_touching_it(image, o
 def test_an_edited_file_stays_and_edited_code_does_not(image, out):
     container.lay(image, out)
     make(out, {"params.yaml": "seeds: [7]", "ffrepro/step.py": "2"})
-    assert container.lay(image, out) == ["params.yaml"]
+    assert container.lay(image, out) == [
+        "ffrepro/step.py: put back, since code is the image's",
+        "params.yaml: yours, not the image's",
+    ]
+    assert container.lay(image, out) == ["params.yaml: yours, not the image's"]
     assert content(out) == {"params.yaml": "seeds: [7]", "ffrepro/step.py": "1", "results/a.json": "{}"}
 
 
@@ -59,9 +64,9 @@ def test_a_newer_image_replaces_what_its_user_has_not_edited_and_takes_away_what
     container.lay(image, out)
     make(out, {"results/a.json": "mine"})
     newer = make(tmp_path / "newer", {"params.yaml": "seeds: [0, 1]", "ffrepro/engine.py": "3", "results/a.json": "[]"})
-    assert container.lay(newer, out) == ["results/a.json"]
+    assert container.lay(newer, out) == ["results/a.json: yours, not the image's"]
     assert content(out) == {"params.yaml": "seeds: [0, 1]", "ffrepro/engine.py": "3", "results/a.json": "mine"}
-    assert container.lay(image, out) == ["results/a.json"]  # and back
+    assert container.lay(image, out) == ["results/a.json: yours, not the image's"]  # and back
     assert content(out) == {"params.yaml": "seeds: [0]", "ffrepro/step.py": "1", "results/a.json": "mine"}
 
 
@@ -136,3 +141,59 @@ def test_the_dockerfile_keeps_to_what_podman_understands(root):
     unwanted = r"^# *syntax=|<<|--link|--parents|--exclude|--network|--start-interval|\$\{\w+%|target=[^/]"
     assert not re.search(unwanted, text, re.MULTILINE)
     assert re.search(r"^ARG BASE_IMAGE=python:3\.12-slim-bookworm@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+
+
+@pytest.fixture
+def inside(image, out, monkeypatch):
+    """As in a container: these folders for /opt/ffrepro, /out and /data, and what is mounted."""
+    monkeypatch.chdir(out)
+    monkeypatch.delenv("FFREPRO_DATA", raising=False)
+    monkeypatch.setattr(container, "IMAGE", image)
+    monkeypatch.setattr(container, "OUT", out)
+    monkeypatch.setattr(container, "DATA", out.parent / "data")
+
+    def mounted(*paths):
+        monkeypatch.setattr(container, "mounted", lambda path: path in paths)
+
+    return mounted
+
+
+def test_reading_needs_no_folder_and_leaves_none(image, out, inside):
+    inside()
+    container.enter("list")
+    assert Path.cwd() == image
+    assert not [*out.iterdir()]
+
+
+def test_a_folder_that_is_given_becomes_the_project(out, inside, capsys):
+    inside(out)
+    container.enter("reproduce")
+    assert Path.cwd() == out
+    assert (out / "params.yaml").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_one_the_command_says_that_nothing_will_be_left(out, inside, capsys):
+    inside()
+    container.enter("reproduce")
+    assert capsys.readouterr().err.endswith(": what this makes goes with the container\n")
+
+
+@pytest.mark.parametrize("left", [container.LOCK, f"{container.LAID}.part"])
+def test_a_first_start_that_was_cut_off_does_not_spoil_the_folder(out, inside, left):
+    make(out, {left: "{"})
+    inside(out)
+    container.enter("reproduce")
+    assert (out / "params.yaml").exists()
+
+
+def test_another_user_s_file_is_one_line(out, inside):
+    (out / container.LOCK).mkdir()  # what root, whom these tests may run as, cannot open either
+    inside(out)
+    with pytest.raises(UserError, match=r"Is a directory; give a folder of yours: docker run "):
+        container.enter("reproduce")
+
+
+def test_what_is_mounted_is_read_from_the_kernel():
+    assert container.mounted(Path("/proc"))
+    assert not container.mounted(Path(__file__).parent)

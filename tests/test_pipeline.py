@@ -215,6 +215,23 @@ def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
     )
 
 
+def test_a_cut_off_lock_file_of_dvc_says_what_to_do(project):
+    shrink(project)
+    (project.root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  check@digits:\n    cmd: [")
+    done = project.run("ffrepro", "reproduce", "digits")
+    assert done.returncode == 2
+    assert done.stderr.endswith("ffrepro: dvc.lock: cut off while DVC wrote it; delete it: finished stages run again\n")
+
+
+def test_a_signal_before_a_stage_has_begun_is_no_traceback(project):
+    command = [sys.executable, "-m", "pipelines.train", "digits", "0"]
+    process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # it imports for seconds more
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate()[1], process.returncode) == ("", 130)
+
+
 def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project):
     shrink(project)
     project.edit("params.yaml", "epochs: 1\n", "epochs: 20\n")

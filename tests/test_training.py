@@ -107,6 +107,7 @@ def kill_and_compare(project, kills, pause):
     undisturbed = (folder / "weights.safetensors").read_bytes()
     chain = record.read_json(folder / "record.json")["chain"]
     shutil.rmtree(folder)
+    checkpoint.unlink()
     command = [sys.executable, "-m", "pipelines.train", "digits", "0"]
     for how in kills:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
@@ -125,6 +126,12 @@ def kill_and_compare(project, kills, pause):
     assert "going on after epoch" in done.stderr
     assert (folder / "weights.safetensors").read_bytes() == undisturbed
     assert record.read_json(folder / "record.json")["chain"] == chain
+    shutil.rmtree(folder)  # as DVC does, which was stopped before it noted that the training had ended
+    again = project.run("python", "-m", "pipelines.train", "digits", "0")
+    assert f"going on after epoch {len(chain)}" in again.stderr
+    assert (folder / "weights.safetensors").read_bytes() == undisturbed
+    assert record.read_json(folder / "record.json")["chain"] == chain
+    assert project.run("python", "-m", "pipelines.evaluate", "digits", "0").returncode == 0
     assert not checkpoint.exists()
 
 

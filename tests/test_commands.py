@@ -22,6 +22,7 @@ ON_RESULTS = [
     ("ffrepro explain ablation-fashion.symba-batch.overlapping", 0),
     ("ffrepro explain ablation-digits.symba-batch.overlapping", 0),
     ("ffrepro explain digits", 0),
+    ("ffrepro explain hinton-narrow", 0),
     ("ffrepro params check", 0),
     ("ffrepro params show digits", 0),
     ("ffrepro params graph", 0),

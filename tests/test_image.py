@@ -221,7 +221,7 @@ def test_what_is_in_it_and_what_is_not(image, revision):
 def test_compose(image, tmp_path, out):
     if shell("docker compose version").returncode:
         pytest.skip(f"{ENGINE} has no compose here")
-    services = json.loads(shell("docker compose config --format json").stdout)["services"]
+    services = json.loads(shell("docker compose config --format json", FFREPRO_USER=USER).stdout)["services"]
     assert services.keys() == {"cpu", "gpu", "offline"}
     assert services["gpu"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
     for name in ("compose.yaml", "Dockerfile"):
@@ -233,7 +233,7 @@ def test_compose(image, tmp_path, out):
             done = shell(f"{compose} run --rm {service} list", FFREPRO_USER=USER)
             assert "| cifar10-quick |" in done.stdout, done.stderr
     finally:
-        shell(f"{compose} down --volumes")
+        shell(f"{compose} down --volumes", FFREPRO_USER=USER)
 
 
 def test_the_readme_s_commands(image, tmp_path):

@@ -16,12 +16,12 @@ RUN find /etc/apt/sources.list.d -name debian.sources \
 
 FROM base AS packages
 WORKDIR /opt/ffrepro
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 COPY --chmod=0555 image/pip /usr/local/bin/locked-pip
 COPY requirements/image.txt requirements/
 # setuptools first, of the same lock: one package comes as source only, and is built with it.
 # A proxy's certificates, where there is one between here and the packages: --secret id=ca-bundle,src=BUNDLE
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=ca-bundle \
     python -m venv --without-pip /opt/venv \
     && sed -n '/^setuptools==/,/[^\\]$/p' requirements/image.txt > /tmp/setuptools.txt \
     && locked-pip /opt/venv -r /tmp/setuptools.txt \
@@ -32,7 +32,7 @@ RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/li
 
 FROM packages AS build
 COPY requirements/image-build.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca-bundle \
+RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=ca-bundle \
     python -m venv --without-pip /opt/build && locked-pip /opt/build -r requirements/image-build.txt
 COPY . .
 # Readable for all, whatever rights the checkout was made with.

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 from ffrepro import config, record
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import EXIT_CODE_FILE, Stop, UserError
@@ -119,8 +121,6 @@ def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
     A stage ends in order at any time. DVC would begin the next one; it is ended while a stage runs, when it writes
     nothing, and left alone while none does.
     """
-    import psutil
-
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             stages = psutil.Process(process.pid).children(recursive=True)

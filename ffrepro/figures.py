@@ -529,9 +529,9 @@ def draw_curves(row: Row, what: str) -> Drawn:
     up = "training loss (nats)" if what == "loss" else "separation (goodness, true − wrong)"
     panel = canvas.add_subplot(xlabel="epoch", ylabel=up)
     shades = colormaps["viridis"]  # blocks have an order, and so has this map, also in grey and to the colour-blind
-    for place, (block, points) in enumerate(lines.items()):
+    for place, (block, points) in enumerate(lines.items()):  # its lightest third is hard to see on white
         x, y = zip(*points, strict=True)
-        colour = shades(0.88 * (1 - place / max(len(lines) - 1, 1)))
+        colour = shades(0.68 * (1 - place / max(len(lines) - 1, 1)))
         panel.plot(x, y, color=colour, marker="." if len(x) < 40 else "", label=f"{block}")
     _whole_numbers(panel)
     if what == "loss" and all(value > 0 for points in lines.values() for _, value in points):

@@ -166,13 +166,13 @@ def fetch(
     offline: OfflineOption = False,
 ) -> None:
     """Bring a data set's canonical files, verified: already here, from a mirror, or from the official source."""
-    from ffrepro import data, layout
+    from ffrepro import data, layout, sources
     from ffrepro.progress import DownloadProgress, say
 
     project = layout.find()
     errors.known("data set", name, data.DATASETS)
     with DownloadProgress() as progress:
-        data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
+        sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     files = len(data.DATASETS[name].contents)
     state = f"{files} files verified" if files else "embedded, nothing to fetch"
     print(f"{name}: {state}; licence: {data.DATASETS[name].licence}")

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ffrepro import data, errors, layout
+from ffrepro import data, errors, layout, sources
 from ffrepro.progress import DownloadProgress, say
 
 
@@ -12,7 +12,7 @@ def main(name: str) -> None:
     offline = os.environ.get("FFREPRO_OFFLINE", "") not in ("", "0")
     mirror = os.environ.get("FFREPRO_MIRROR")
     with DownloadProgress() as progress:
-        data.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
+        sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     train, test = data.read(name, project.downloads)
     data.save(train, test, project.data(name))
 

@@ -3,6 +3,7 @@
 nox -s tests            the test suite
 nox -s reproduce -- ROW a row of params.yaml, end to end
 nox -s bench -- ROW     what training and evaluation cost here
+nox -s chaos            faults, injected: fifty kills, full disks, clocks that jump
 nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
 nox -s image            the container image, built and tried by a running engine
@@ -66,6 +67,15 @@ def slow(session: nox.Session) -> None:
     install(session, "dev")
     debian(session, "qemu-user", "qemu-x86_64")
     session.run("pytest", "-m", "slow and not image", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Break things on purpose, for half an hour; faketime, for clocks that jump, is installed where this may."""
+    install(session, "dev")
+    debian(session, "faketime", "faketime")
+    env = {"FFREPRO_KILLS": "50"}
+    session.run("pytest", "-s", "-m", "chaos", *session.posargs, env=env)
 
 
 @nox.session

@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ffrepro import checkpoint, determinism, negatives, record, training
+from ffrepro import checkpoint, config, determinism, negatives, record, training
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
@@ -71,7 +71,7 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             state = _state(path, chain[epoch - 1], device)
             try:
                 checkpoint.restore(state, network, adams, memory)
-            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError):
+            except Exception:  # PyTorch refuses what does not fit in its own ways
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
         start = {name: value.clone() for name, value in network.state_dict().items()}
         Engine(network, adams, memory, data.to(device), row).epoch(seed, epoch - 1)
@@ -107,7 +107,7 @@ def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, 
     state = checkpoint.read(path, device)
     try:
         found = checkpoint.hashes(state)
-    except (KeyError, TypeError, AttributeError):
+    except Exception:  # what stands where tensors should can fail in any way
         raise UserError(f"{path.parent.name}/{path.name}: not a whole checkpoint") from None
     if found != (link["weights"], link["optimizer"]):
         raise UserError(
@@ -119,6 +119,10 @@ def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, 
 def report(run: Run, data: Split, states: Path, k: int, seed: int | None, device: torch.device) -> int:
     """Draw, train, compare, print: 0 all follow, 3 one does not, 4 one cannot be told. states: folder of the states."""
     determinism.switch_on()
+    try:
+        states.exists()
+    except OSError as error:
+        raise UserError(f"--states: given {config.plain(states)}: {error.strerror}; allowed: a folder") from None
     name, n = f"{run.facts['experiment']}-{run.facts['seed']}", run.row.training.epochs
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     drawn = draw(n, k, seed)

@@ -4,6 +4,8 @@ Each state is also a link of the training's hash chain, so that whoever has the 
 shown to them, or that they trained themselves, is the one that this training went through.
 """
 
+import copy
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,12 +100,34 @@ class Checkpoint:
         differs = [name for name in self.key if state["key"].get(name) != self.key[name]]
         if differs:
             return [], f"{self.path.name}: of other {', '.join(differs)}: not resumed, training starts anew"
+        if not self._taken_over(state):
+            return [], f"{self.path.name}: damaged, not what its own chain names: not resumed, training starts anew"
         self.started, self.chain = state["started"], state["chain"]
-        restore(state, self.network, self.adams, self.memory)
         history: list[dict[str, Any]] = state["history"]
         if self.keep and not (kept := kept_state(self.path.with_suffix(""), len(history))).exists():
             shutil.copyfile(self.path, kept)  # killed between the two writes
         return history, f"{self.path.name}: going on after epoch {len(history)}"
+
+    def _taken_over(self, state: dict[str, Any]) -> bool:
+        """Whether all of the state is what was saved, to the bit; else network, optimizers and memory stay as they are.
+
+        The archive's own checksums are not looked at by `torch.load`.
+        """
+        before = copy.deepcopy(snapshot(self.network, self.adams, self.memory))
+        try:
+            whole = state["seal"] == seal(state) and 0 < len(state["chain"]) == len(state["history"])
+            link = self.first
+            for epoch, its in enumerate(state["chain"], 1):
+                whole = whole and its == chained(link, epoch, its["weights"], its["optimizer"])
+                link = its["link"]
+            if whole := whole and hashes(state) == (its["weights"], its["optimizer"]):
+                restore(state, self.network, self.adams, self.memory)  # may convert, and leave out
+                whole = hashes(snapshot(self.network, self.adams, self.memory)) == hashes(state)
+        except Exception:  # what is no tensor, or one of another shape, is refused by PyTorch in its own ways
+            whole = False
+        if not whole:
+            restore(before, self.network, self.adams, self.memory)
+        return whole
 
     def _wait(self) -> None:
         if self.written:
@@ -114,7 +138,8 @@ class Checkpoint:
         weights, optimizer = hashes(state)
         self.chain = [*self.chain, chained(before, len(state["history"]), weights, optimizer)]
         if path := self.path:
-            record.write(path, lambda part: torch.save({**state, "chain": self.chain}, part))
+            state = {**state, "chain": self.chain}
+            record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
             if self.keep:
                 record.write(
                     kept_state(path.with_suffix(""), len(self.chain)), lambda part: shutil.copyfile(path, part)
@@ -144,7 +169,9 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
     """A checkpoint's state. Raises UserError when the file is not a whole one."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        missing = {"key", "started", "network", "optimizers", "memory", "history", "chain"} - state.keys()
+        missing = {"key", "started", "network", "optimizers", "memory", "history", "chain", "seal"} - state.keys()
+        if not missing and not (isinstance(state["key"], dict) and isinstance(state["started"], str)):
+            raise TypeError
     except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
         raise UserError(f"{path.name}: not a whole checkpoint ({type(error).__name__})") from None
     if missing:
@@ -160,6 +187,11 @@ def kept_state(folder: Path, epoch: int) -> Path:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def seal(state: dict[str, Any]) -> str:
+    """SHA-256 of what a state holds beside tensors, which its chain names."""
+    return record.text_hash(json.dumps([state[name] for name in ("key", "started", "history", "chain")]))
 
 
 def hashes(state: dict[str, Any]) -> tuple[str, str]:

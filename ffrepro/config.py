@@ -8,6 +8,7 @@ what is allowed by the limits.
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -359,26 +360,51 @@ def _states(content: Any, field: tuple[str, ...]) -> bool:
     return True
 
 
+MOST = {"dvc.lock": 4 << 20}
+"""Bytes that a YAML file may have, where it is not `WRITTEN`: ruamel reads 50 kB a second."""
+WRITTEN = 256 << 10
+MERGED = 100  # keys that `<<` may bring into a mapping: lists of merged mappings of merged ones have no end
+LONG_NUMBER = re.compile(r"\b(0[xob][0-9a-fA-F_]{1000}|[0-9_]{1000})")
+"""Python refuses to read or to print whole numbers of more than 4300 digits."""
+
+
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file, as DVC reads it. Raises UserError in one line when it is missing, not UTF-8 or not YAML."""
     from ruamel.yaml import YAML  # YAML 1.2, as DVC reads it: 1e-3 is a number, yes is a word
+    from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 
+    class Constructor(SafeConstructor):
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            if len(getattr(node, "merge", None) or ()) > MERGED:
+                raise ConstructorError(problem=f"more than {MERGED} merged keys", problem_mark=node.start_mark)
+
+    most = MOST.get(path.name, WRITTEN)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # no more of it than is allowed, whatever it is
+            content = file.read(most + 1)
+        text = content.decode() if len(content) <= most else None
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file; expected in the project's folder, {path.parent}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be read: {error.strerror}") from None
+    if text is None:
+        raise UserError(f"{path.name}: given more than {most >> 10} KiB; allowed: at most that; restore the file")
+    if long := LONG_NUMBER.search(text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise UserError(f"{path.name}: line {line}: given a number of 1000 digits or more; allowed: fewer")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Constructor
     try:
-        return YAML(typ="safe").load(text)
+        return yaml.load(text)
     except Exception as error:  # YAMLError, and whatever else ruamel meets: `!!int x` is a ValueError, [[[[... too deep
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        what = [getattr(error, "context", None), getattr(error, "problem", None) or str(error)]
+        what = [getattr(error, "context", None), getattr(error, "problem", None) or str(error) or type(error).__name__]
         problem = ", ".join(filter(None, what)).splitlines()[0].split(" with value ")[0]
-        raise UserError(f"{path.name}: {where}not valid YAML 1.2: {problem}") from None
+        raise UserError(f"{path.name}: {where}not valid YAML 1.2: {plain(problem)}") from None
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -404,8 +430,17 @@ def _refuse(lines: list[str], file: str) -> None:
 
 
 def _line(place: tuple[str, ...], text: str) -> str:
-    dotted = ".".join(part if part.isprintable() else repr(part) for part in place)
+    dotted = ".".join(part if part.isprintable() else repr(part) for part in (_cut(part) for part in place))
     return f"{dotted}: {text}" if dotted else text
+
+
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def plain(text: object) -> str:
+    """What is said of a file in words that are partly the file's: fit to stand on one line, whatever they hold."""
+    return _cut("".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text)), 300)
 
 
 def _mistakes(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -430,10 +465,36 @@ def _mistakes(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[
 
 
 def _shown(value: object) -> str:
+    """The beginning of what was given; a few lines of YAML can mean more than memory holds, so no more is made."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    text = repr(value) if isinstance(value, str | list | dict) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > 60:
+            break
+    return _cut(text)
+
+
+def _pieces(value: object, within: tuple[int, ...] = ()) -> Iterator[str]:
+    """The value's repr(), piece by piece. within: the collections that it stands in."""
+    if isinstance(value, dict | list | tuple):
+        opening, closing = "{}" if isinstance(value, dict) else "[]"
+        if id(value) in within:
+            yield f"{opening}...{closing}"
+            return
+        yield opening
+        for i, part in enumerate(value):
+            yield ", " if i else ""
+            yield from _pieces(part, (*within, id(value)))
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[part], (*within, id(value)))
+        yield closing
+    elif isinstance(value, str | bytes):
+        yield repr(value[:61])
+    else:
+        yield repr(value) if within else str(value)
 
 
 @cache
@@ -445,7 +506,10 @@ def _schema(model: type[BaseModel], place: tuple[str, ...]) -> dict[str, Any]:
     """The part of the model's JSON Schema that speaks of a place."""
     whole = part = _whole_schema(model)
     for key in place:
-        part = part["properties"][key] if "properties" in part else next(iter(part["patternProperties"].values()))
+        if "items" in part:
+            part = part["items"]
+        else:
+            part = part["properties"][key] if "properties" in part else next(iter(part["patternProperties"].values()))
         part = whole["$defs"][part["$ref"].removeprefix("#/$defs/")] if "$ref" in part else part
     return part
 
@@ -463,8 +527,10 @@ def _in_words(schema: dict[str, Any]) -> str:
             return f"a whole number{limited}"
         case {"type": "number"}:
             return f"a number{limited}"
-        case {"type": "array"}:
-            return f"a list of whole numbers{_in_words(schema['items']).removeprefix('a whole number')}, each once"
+        case {"type": "array", "items": {"type": "integer"} as items}:
+            return f"a list of whole numbers{_in_words(items).removeprefix('a whole number')}, each once"
+        case {"type": "array", "items": items}:
+            return f"a list, not empty, of {_in_words(items)}"
         case {"pattern": pattern, "examples": examples}:
             most = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
             return f"text like {' or '.join(map(repr, examples))} (pattern {pattern}{most})"
@@ -515,9 +581,11 @@ def read_experiment(path: Path) -> Experiment:
     try:
         return Experiment.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `dvc repro` writes it in its check stage") from None
+        raise UserError(f"{plain(path)}: no such file; `dvc repro` writes it in its check stage") from None
+    except OSError as error:
+        raise UserError(f"{plain(path)}: cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a row as the check stage writes it; delete it and run again") from None
+        raise UserError(f"{plain(path)}: not a row as the check stage writes it; delete it and run again") from None
 
 
 def graph(params: Params) -> dict[str, dict[str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ffrepro import record
+from ffrepro import config, record
 from ffrepro.errors import UserError
 from ffrepro.proof import Run
 
@@ -28,7 +28,11 @@ def export(runs: list[Run], folder: Path) -> None:
     """
     if find_spec("rocrate") is None:
         raise UserError("export: needs the extra: pip install ffrepro[rocrate]")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{config.plain(folder)}: cannot be read: {error.strerror}; give a new folder") from None
+    if taken:
         raise UserError(f"{folder}: not an empty folder; give a new one")
     from rocrate.model.contextentity import ContextEntity
     from rocrate.rocrate import ROCrate

@@ -1,11 +1,14 @@
 """Which device a command computes on, and what to say when a row needs one that is not here."""
 
+import contextlib
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
 
 import torch
 
-from ffrepro.config import Experiment, Params, experiment
+from ffrepro.config import SHAPES, Experiment, Params, experiment
 from ffrepro.errors import MachineError, UserError
 from ffrepro.progress import duration
 
@@ -76,6 +79,68 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
         f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; "
         f"run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
     )
+
+
+@contextlib.contextmanager
+def faults(run: str, device: torch.device, row: Experiment | None = None) -> Iterator[None]:
+    """What the machine does to a computation, as one line: MachineError where memory ran out or the GPU failed.
+
+    run: its name. With its row, for a training, the line names the largest half, quarter, ... of the batch that fits
+    here, found by trying.
+    """
+    full = False
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        full = True
+    except torch.AcceleratorError as error:
+        why = str(error.args[0]).splitlines()[0]
+        remedy = "once the GPU answers again, the same command goes on from the last checkpoint"
+        raise MachineError(f"{run}: the GPU failed ({why}); {remedy}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
+            raise
+        full = True
+    if full:  # here and not above, where the error still holds the tensors of the step
+        where = f"{run}: out of memory on {device.type}"
+        if not row:
+            raise MachineError(f"{where}; free some and run again")
+        gc.collect()
+        batch = fitting_batch(row, device)
+        raise MachineError(
+            f"{where} with training.batch {row.training.batch}; {batch or 'no smaller one'} would fit here now: free "
+            "some and run again, or give that batch to a row of your own (docs/adding.md)"
+        )
+
+
+def fitting_batch(row: Experiment, device: torch.device) -> int | None:
+    """The largest half, quarter, ... of the row's batch of which two steps fit into memory beside the data set."""
+    from ffrepro import negatives, training
+    from ffrepro.data import Split
+    from ffrepro.engine import Engine
+    from ffrepro.step import optimizers
+
+    def fits(batch: int) -> bool:
+        smaller = row.training.model_copy(update={"batch": batch})
+        n = 2 * batch  # an even and an odd step
+        try:
+            beside = torch.zeros(SHAPES[row.data.name][1], *row.shape, dtype=torch.uint8, device=device)
+            network = training.build(row, 0, device)
+            data = Split(beside[:n], torch.arange(n, device=device) % row.classes)
+            memory = negatives.memory(n, row.classes, device)
+            changed = row.model_copy(update={"training": smaller})
+            Engine(network, optimizers(network, smaller), memory, data, changed).epoch(0, 0)
+        except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is one
+            return False
+        return True
+
+    batch = row.training.batch // 2
+    while batch > 1:
+        if fits(batch):
+            return batch
+        gc.collect()
+        batch //= 2
+    return None
 
 
 def cpu_time(row: Experiment) -> str:

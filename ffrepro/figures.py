@@ -6,6 +6,7 @@ its objects alone, without pyplot's global state, and imported where it is used,
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import groupby
@@ -204,16 +205,23 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """history.csv, an entry an epoch with the columns that have a value in it. Raises UserError when it is none."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            entries = [{key: float(text) for key, text in line.items() if text} for line in csv.DictReader(file)]
+            table = csv.DictReader(file, strict=True)
+            entries = [{key: float(text) for key, text in line.items() if text} for line in table]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: not a history ({error})") from None
-    if not entries or not all("epoch" in entry for entry in entries):
-        raise UserError(f"{path}: not a history (no epoch)")
+        raise UserError(f"{path}: not a history ({config.plain(error)})") from None
+    if not entries or [entry.get("epoch") for entry in entries] != list(range(1, len(entries) + 1)):
+        raise UserError(f"{path}: not a history (no epochs in order, from 1 on)")
+    if wrong := [column for column in table.fieldnames or () if not COLUMN.fullmatch(column)]:
+        raise UserError(f"{path}: not a history (column {config.plain(repr(wrong[0]))})")
+    if any(math.isfinite(value) and abs(value) > LARGEST for entry in entries for value in entry.values()):
+        raise UserError(f"{path}: not a history (a value beyond float32)")
     return entries
 
 
+COLUMN = re.compile(r"[a-z_]+(_[0-9]{1,4})?")  # as training names them: `loss`, and `loss_3` of a block
+LARGEST = 3.5e38  # what a loss can be in float32
 Curves = dict[int, list[tuple[float, float]]]
 
 

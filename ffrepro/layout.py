@@ -58,6 +58,10 @@ class Layout:
         """Beside the runs, not in them: DVC empties a stage's outputs before it runs the stage again."""
         return self.root / "checkpoints" / f"{name}-{seed}.pt"
 
+    def lock(self, run: str = "ffrepro") -> Path:
+        """Of a run, such as digits-0, or of the project; not in the runs, which are data."""
+        return self.root / ".dvc" / "tmp" / f"{run}.lock"
+
     def summary(self, name: str) -> Path:
         return self.root / "report" / "rows" / f"{name}.json"
 

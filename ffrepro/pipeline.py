@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
-from ffrepro import config, record
+from ffrepro import config, lock, record
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import EXIT_CODE_FILE, Stop, UserError
 from ffrepro.layout import Layout
@@ -61,20 +61,28 @@ def environment(project: Layout, settings: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **settings, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
+def alone(project: Layout) -> contextlib.AbstractContextManager[int]:
+    """The project for this `reproduce` or `reference` only: beside another one, DVC would fail all stages of both."""
+    return lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`")
+
+
 def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
     """`dvc repro --keep-going STAGE...`, with or without git around the project; what DVC prints goes to stderr.
 
     Raises UserError with the exit code of the last stage that failed; it has printed its own line by then.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with alone(project) as held, tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code"
         env = environment(project, {**settings, EXIT_CODE_FILE: str(code)})
         if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
             Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
             env["DVC_SYSTEM_CONFIG_DIR"] = scratch
-        if _call([*DVC, "repro", "--keep-going", *stages], project, env):
+        if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
             check_lock(project)
-            error = UserError(f"{', '.join(stages)}: a stage failed; its own line stands above")
+            why = "a stage failed; its own line stands above"
+            if not code.exists():  # no stage came to say why
+                why = "DVC failed; why stands above (exited with -9: killed, mostly for want of memory); run again"
+            error = UserError(f"{', '.join(stages)}: {why}")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
 
@@ -102,12 +110,20 @@ def dvc(project: Layout, arguments: list[str]) -> int:
     return _call([*DVC, *arguments], project, environment(project, {}), stdout=sys.stdout)
 
 
-def _call(program: list[str], project: Layout, env: dict[str, str], stdout: IO[str] = sys.stderr) -> int:
+def _call(
+    program: list[str],
+    project: Layout,
+    env: dict[str, str],
+    stdout: IO[str] = sys.stderr,
+    held: tuple[int, ...] = (),
+) -> int:
     """Run a program of Python, given as on its command line, in the project; its exit code.
 
-    On Ctrl-C or SIGTERM everything that it started has ended before Stop goes on.
+    held: locks that it holds too, should this process be killed. On Ctrl-C or SIGTERM everything that it started has
+    ended before Stop goes on.
     """
-    with subprocess.Popen([sys.executable, *program], cwd=project.root, env=env, stdout=stdout) as process:
+    command = [sys.executable, *program]
+    with subprocess.Popen(command, cwd=project.root, env=env, stdout=stdout, pass_fds=held) as process:
         try:
             return process.wait()
         except Stop:
@@ -160,9 +176,10 @@ def prepared(project: Layout, row: Experiment, settings: dict[str, str]) -> "tup
 def train_references(project: Layout, name: str, row: Experiment, settings: dict[str, str]) -> None:
     """Run check, prepare, train and evaluate for the row's reference seeds, with `results` as the folder of the
     runs."""
-    run_stage(project, settings, "check", name, "results")
-    run_stage(project, settings, "prepare", row.data.name)
-    for seed in row.verdict.reference_seeds:
-        if not (project.run(name, seed) / "record.json").exists():  # `report.collect` compares its parameters
-            run_stage(project, settings, "train", name, str(seed), "results")
-        run_stage(project, settings, "evaluate", name, str(seed), "results")
+    with alone(project):
+        run_stage(project, settings, "check", name, "results")
+        run_stage(project, settings, "prepare", row.data.name)
+        for seed in row.verdict.reference_seeds:
+            if not (project.run(name, seed) / "record.json").exists():  # `report.collect` compares its parameters
+                run_stage(project, settings, "train", name, str(seed), "results")
+            run_stage(project, settings, "evaluate", name, str(seed), "results")

@@ -8,12 +8,13 @@ so, which is a legal answer. docs/proof.md explains the ladder to a reviewer.
 import json
 import math
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
 from ffrepro import claims, config, determinism, doctor, evaluation, record, training
@@ -55,16 +56,23 @@ class Run(NamedTuple):
     goodness: Tensor | None
 
 
+GIVE = "give a record, a run or a row's folder"
+
+
 def runs_of(path: Path) -> list[Path]:
     """The folders of the runs that a record, a run's folder or a row's folder stands for, by seed."""
-    path = path.resolve()  # a run's folder tells its row and seed by its name
-    if path.is_file():
-        path = path.parent
-    if (path / "record.json").exists():
-        return [path]
-    folders = [entry for entry in path.iterdir() if entry.name.isdecimal()] if path.is_dir() else []
+    try:
+        path = path.resolve()  # a run's folder tells its row and seed by its name
+        if path.is_file():
+            path = path.parent
+        if (path / "record.json").exists():
+            return [path]
+        folders = [entry for entry in path.iterdir() if entry.name.isdecimal()] if path.is_dir() else []
+    except (OSError, RuntimeError) as error:  # too long a name, no right to look, links that go round
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{config.plain(path)}: cannot be read ({why}); {GIVE}") from None
     if not folders:
-        raise UserError(f"{path}: no record.json and no folder of a seed there; give a record, a run or a row's folder")
+        raise UserError(f"{config.plain(path)}: no record.json and no folder of a seed there; {GIVE}")
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
@@ -95,14 +103,22 @@ def read(folder: Path) -> Run:
     return Run(folder, row, facts, metrics, weights, table["goodness"] if table else None)
 
 
-UTC = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$"  # as `checkpoint.now` writes it
+def _time(text: str) -> str:
+    if datetime.fromisoformat(text).isoformat(timespec="seconds") != text or not text.endswith("+00:00"):
+        raise ValueError("not as `checkpoint.now` writes it")
+    return text
+
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Time = Annotated[str, AfterValidator(_time)]
+Environment = dict[str, str | int | None]
 
 
 class LinkOfChain(Section):
     epoch: int
-    weights: str
-    optimizer: str
-    link: str
+    weights: Hash
+    optimizer: Hash
+    link: Hash
 
 
 class Record(Section):
@@ -110,21 +126,21 @@ class Record(Section):
 
     experiment: str
     seed: int
-    ffrepro: str
-    code: str
-    source: str
-    lock: str | None
+    ffrepro: str = Field(pattern=r"^[0-9A-Za-z.+!-]{1,60}$")
+    code: Hash
+    source: Hash
+    lock: Hash | None
     row: dict[str, Any]
-    parameters: str
-    data: str
-    initial_weights: str
+    parameters: Hash
+    data: Hash
+    initial_weights: Hash
     chain: list[LinkOfChain] = Field(min_length=1)
-    weights: str
-    history: str
-    environment: dict[str, Any]
+    weights: Hash
+    history: Hash
+    environment: Environment
     driver: str | None
-    started: str = Field(pattern=UTC)
-    ended: str = Field(pattern=UTC)
+    started: Time
+    ended: Time
     seconds: float
     joules: float | None
     image: dict[str, Any] | None = None
@@ -140,11 +156,11 @@ class Metrics(Section):
     blocks: dict[str, float]
     votes: dict[str, float]
     decided_in_float32: int
-    weights: str
-    test_data: str
-    goodness_table: str
-    environment: dict[str, Any]
-    link: str
+    weights: Hash
+    test_data: Hash
+    goodness_table: Hash
+    environment: Environment
+    link: Hash
     seal: str
 
 
@@ -160,7 +176,7 @@ def _sealed(path: Path, model: type[Section]) -> dict[str, Any]:
         model.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        place = config.plain(".".join(map(str, first["loc"])))
         raise UserError(f"{path}: broken link: no {model.__name__.lower()}: {place}: {first['msg']}") from None
     facts: dict[str, Any] = content
     return facts
@@ -350,7 +366,7 @@ def _self_repeat(row: Experiment, device: torch.device) -> Rung:
 def _bitwise(run: Run, references: list[Path]) -> Rung:
     facts = run.facts
     same = ("seed", "parameters", "data", "code", "environment")
-    if facts["environment"]["kernels"] == "fast":
+    if facts["environment"].get("kernels") == "fast":
         return Rung("bitwise", "trained with --fast, which promises no bits", None)
     for path in references:
         if path.resolve() == (run.folder / "record.json").resolve():

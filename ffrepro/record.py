@@ -224,14 +224,29 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     write(path, writer)
 
 
+DEEP = 32  # levels that a JSON file may have: ours have five, and Python's recursion would end at some hundred
+
+
 def read_json(path: Path) -> Any:
-    """Raises UserError in one line when the file is missing or is not JSON."""
+    """Raises UserError in one line when the file is missing or is not JSON as `write_json` writes it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        level = [content]
+        for _ in range(DEEP + 1):
+            inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+            level = [part for parts in inner for part in parts]
+        if level:
+            raise RecursionError
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not JSON ({error}); delete it and run the stage that writes it again") from None
+    except (ValueError, OSError, RecursionError) as error:
+        why = f"nested more than {DEEP} deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not JSON ({why}); delete it and run the stage that writes it again") from None
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in JSON")
 
 
 def tensors_bytes(tensors: Mapping[str, "Tensor"]) -> tuple[bytes, str]:
@@ -263,8 +278,10 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); delete it and run again") from None
+        why = f"{error}"[:200]  # which may quote a name from the file, at any length
+        raise UserError(f"{path}: not a whole safetensors file ({why}); delete it and run again") from None
     found = tensors_hash(tensors)
     if found != said:
+        said = said if re.fullmatch("[0-9a-f]{64}", said or "") else "what its header says"
         raise UserError(f"{path}: damaged: its tensors hash to {found}, not to {said}; delete it and run again")
     return tensors

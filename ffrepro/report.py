@@ -3,15 +3,51 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
 
 from ffrepro import config, errors, record, results
-from ffrepro.config import Experiment, training_parameters
+from ffrepro.config import Experiment, Section, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Target, measured, read_paper, read_references, read_tables, read_targets, spread, target_of
+from ffrepro.targets import (
+    Percent,
+    Seconds,
+    Target,
+    Text,
+    measured,
+    read_paper,
+    read_references,
+    read_tables,
+    read_targets,
+    spread,
+    target_of,
+)
 
 NOT_RUN = "not run"
+
+
+class _Read(Section):
+    """What is read of a file that holds more, which `ffrepro verify` looks at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Metrics(_Read):
+    accuracy: Percent
+    blocks: dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}$")], Percent] = Field(min_length=1)
+
+
+class _Environment(_Read):
+    device: Text
+    gpu: Text | None = None
+
+
+class _Record(_Read):
+    ffrepro: Text
+    environment: _Environment
+    seconds: Seconds
 
 
 def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout) -> list[dict[str, Any]]:
@@ -28,7 +64,8 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
             f"{folder.parent.name}/{name}: run {foreign[0]} is of no declared seed "
             f"({', '.join(map(str, seeds))}); remove that folder, or declare the seed in params.yaml"
         )
-    runs, failed = [], {}
+    runs: list[dict[str, Any]] = []
+    failed: dict[int, str] = {}
     for seed in seeds:
         run = project.run(name, seed)
         missing = [file for file in ("metrics.json", "record.json") if not (run / file).exists()]
@@ -40,11 +77,17 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
         except UserError as error:
             failed[seed] = str(error).removeprefix(f"{run}/")
             continue
+        try:
+            _Metrics.model_validate(metrics), _Record.model_validate(facts)
+        except ValidationError as error:
+            failed[seed] = f"{error.title.strip('_').lower()}.json is not what a stage writes"
+            continue
         checks = {
             "seed": (facts.get("seed"), seed),
             "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
             "weights": (metrics.get("weights"), facts.get("weights")),
             "vote": (metrics.get("vote"), row.evaluation.vote),
+            "blocks": (list(metrics["blocks"]), list((runs[0]["metrics"] if runs else metrics)["blocks"])),
         }
         differs = [what for what, (has, wants) in checks.items() if has != wants]
         if differs:

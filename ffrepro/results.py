@@ -1,14 +1,60 @@
 """What is known of each row: the accuracy of its runs here, else that of the committed reference; and the verdict."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ffrepro import config, record
-from ffrepro.config import Experiment
+from ffrepro.config import Experiment, Section, Seeds
+from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Target, measured, read_references, spread
+from ffrepro.targets import Percent, Seconds, Target, Text, measured, read_references, spread
 
 HERE, COMMITTED = "here", "committed"
+
+
+class Accuracy(Section):
+    """As `spread` makes it, in percent."""
+
+    mean: Percent
+    std: Percent | None
+    n: int
+    values: list[Percent] = Field(min_length=1)
+
+
+class Summary(Section):
+    """What is read of the file that the report stage writes about a row."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    accuracy: Accuracy
+    seeds: Seeds
+    seconds: Seconds
+    device: Text
+
+    @model_validator(mode="after")
+    def _one_value_a_seed(self) -> "Summary":
+        if not len(self.seeds) == self.accuracy.n == len(self.accuracy.values):
+            raise ValueError("not one value a seed")
+        return self
+
+
+class NotWorse(Section):
+    model_config = ConfigDict(extra="ignore")
+
+    words: Text
+
+
+class Judged(Summary):
+    """And of that of the verdict stage."""
+
+    difference: float | None
+    p: float | None
+    rule: Text
+    verdict: Literal["reproduced", "not reproduced", "inconclusive"]
+    why: Text
+    not_worse: NotWorse | None
 
 
 class Result(NamedTuple):
@@ -30,7 +76,7 @@ def known(project: Layout) -> dict[str, Result]:
     """The results by row, for rows that have any. What was measured with other parameters than the row's is none."""
     references, found = read_references(project.reference), {}
     for name, row in config.load(project.params).experiments.items():
-        if summary := _of(row, project.summary(name)):
+        if summary := _of(row, project.summary(name), Summary):
             accuracy, n = summary["accuracy"], summary["accuracy"]["n"]
             found[name] = Result(HERE, accuracy, summary["seeds"], summary["seconds"] / n, summary["device"])
         elif name in references and references[name].row == measured(row):
@@ -41,11 +87,20 @@ def known(project: Layout) -> dict[str, Result]:
 
 def judged(project: Layout, name: str, row: Experiment, target: Target | None) -> dict[str, Any] | None:
     """The verdict on the row's runs here; none where it is of other parameters or another target."""
-    result = _of(row, project.verdict(name))
-    return result if result and result["target"] == (target.model_dump() if target else None) else None
+    result = _of(row, project.verdict(name), Judged)
+    return result if result and result.get("target") == (target.model_dump() if target else None) else None
 
 
-def _of(row: Experiment, path: Path) -> dict[str, Any] | None:
-    """What a stage wrote about the row; none where it is of other parameters."""
-    content: dict[str, Any] | None = record.read_json(path) if path.exists() else None
-    return content if content and content["row"] == record.text_hash(config.canonical(row)) else None
+def _of(row: Experiment, path: Path, model: type[Section]) -> dict[str, Any] | None:
+    """What a stage wrote about the row; none where it is of other parameters. Raises UserError for what none wrote."""
+    if not path.exists():
+        return None
+    content = record.read_json(path)
+    try:
+        if content["row"] != record.text_hash(config.canonical(row)):
+            return None
+        model.model_validate(content)
+    except (KeyError, TypeError, ValidationError):
+        raise UserError(f"{path}: not what a stage writes; delete it and run `dvc repro` again") from None
+    whole: dict[str, Any] = content
+    return whole

@@ -214,7 +214,10 @@ def _facts(path: Any) -> str:
     if not path.exists():
         return "not there"
     facts = record.read_json(path)
-    return f"weights {facts['weights'][:12]}, code {facts['code'][:12]}, {facts['started']}"
+    try:
+        return config.plain(f"weights {facts['weights'][:12]}, code {facts['code'][:12]}, {facts['started']}")
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: not the record of a training; ffrepro verify {path.parent} says more") from None
 
 
 def _commit(project: Layout, path: str) -> str:

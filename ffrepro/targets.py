@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -21,6 +22,19 @@ from ffrepro.config import Experiment, Name, Section, Seeds, checked, impossible
 from ffrepro.errors import UserError
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Words = Annotated[str, Field(max_length=1000)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("characters that cannot be printed")
+    return text
+
+
+Text = Annotated[Words, AfterValidator(_printable)]
+"""Of a file that was written by a command and is printed again: half of a character would end that in a traceback, and
+control characters would have the terminal do something."""
 
 
 class Published(Section):
@@ -83,7 +97,7 @@ class Claim(NamedTuple):
 class Paper(Section):
     """The whole of paper.yaml."""
 
-    sources: dict[Name, str]
+    sources: dict[Name, Words]
     targets: dict[Name, Published]
     tables: dict[Name, Table]
     claims: dict[Name, WrittenClaim]
@@ -117,11 +131,11 @@ class Reference(Section):
     values: tuple[Percent, ...] = Field(strict=False)
     mean: Percent
     std: Percent | None = Field(description="None for one seed.")
-    seconds: float = Field(description="Training time a seed, mean.")
-    row: str = Field(description="What it was measured of, `measured`.")
-    command: str
-    machine: str
-    ffrepro: str
+    seconds: Seconds = Field(description="Training time a seed, mean.")
+    row: Text = Field(description="What it was measured of, `measured`.")
+    command: Text
+    machine: Text
+    ffrepro: Text
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Reference":

@@ -14,7 +14,8 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     network = training.build(row, int(seed), device)
     training.load_weights(network, weights, folder / "weights.safetensors")
     _, test = data.load(project.data(row.data.name))
-    table, metrics = evaluation.evaluate(network, test.to(device), row)
+    with devices.faults(f"{name}-{seed}", device):
+        table, metrics = evaluation.evaluate(network, test.to(device), row)
     record.write_tensors({"goodness": table}, folder / "goodness.safetensors")
     chain = record.read_json(folder / "record.json")["chain"]
     record.write_sealed({**metrics, "link": chain[-1]["link"]}, folder / "metrics.json")

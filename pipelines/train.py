@@ -2,7 +2,7 @@
 
 import sys
 
-from ffrepro import config, data, determinism, devices, errors, layout, record, training
+from ffrepro import config, data, determinism, devices, errors, layout, lock, record, training
 from ffrepro.progress import TrainingProgress, say
 
 
@@ -15,7 +15,12 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     train, _ = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
     checkpoint, folder = project.checkpoint(name, int(seed)), project.run(name, int(seed))
-    with TrainingProgress(f"{name}-{seed}", row.training.epochs, row.steps) as progress:
+    run = f"{name}-{seed}"
+    with (  # a training whose DVC was killed goes on: this one waits, and finds it done
+        lock.alone(project.lock(run), f"the training of {run}"),
+        devices.faults(run, device, row),
+        TrainingProgress(run, row.training.epochs, row.steps) as progress,
+    ):
         trained = training.train(
             row,
             int(seed),

@@ -87,6 +87,7 @@ def write_run(project, name, row, seed, blocks, more):
         "blocks": {str(i + 1): value + more for i, value in enumerate(blocks)},
     }
     facts = {"seed": seed, "parameters": record.text_hash(config.training_parameters(row)), "weights": f"w{seed}"}
+    facts |= {"ffrepro": "0.1.0", "environment": {"device": "cpu"}}
     record.write_json(metrics, project.run(name, seed) / "metrics.json")
     record.write_json(facts | {"seconds": 10.0 + 5 * more}, project.run(name, seed) / "record.json")
 

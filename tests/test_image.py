@@ -126,7 +126,7 @@ def test_a_digest_that_is_none(image, out):
 
 
 def test_stopped_killed_and_run_again_it_reproduces_the_committed_bits(image, revision, out):
-    """Three containers, one row: `docker stop`, `docker kill`, and the third ends with the records' very weights."""
+    """Stopped, in DVC by itself too, killed, and the fourth container ends with the records' very weights."""
     name = f"ffrepro-test-{os.getpid()}"
     checkpoints, newest = out / "checkpoints", 0
 
@@ -139,11 +139,16 @@ def test_stopped_killed_and_run_again_it_reproduces_the_committed_bits(image, re
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
-    for how, code in (("stop -t 60", 143), ("kill", 137)):
+    reproduce = "reproduce digits"
+    for how, code, command in (
+        ("stop -t 60", 143, reproduce),
+        ("stop -t 60", 143, "dvc repro verdict@digits"),
+        ("kill", 137, reproduce),
+    ):
         options = f"--name {name} -d --user {USER} -v {out}:/out -e FFREPRO_PORTABLE=1"
-        assert shell(f"docker run {HARDENED} {options} ffrepro reproduce digits").returncode == 0
+        assert shell(f"docker run {HARDENED} {options} ffrepro {command}").returncode == 0
         newest = wait_for_a_checkpoint()
-        beside = run("reproduce digits", out)
+        beside = run(reproduce, out)
         assert beside.returncode == 2
         assert beside.stderr.startswith("ffrepro: /out: another container works in this folder; ")
         assert shell(f"docker {how} {name}").returncode == 0
@@ -218,6 +223,15 @@ def test_what_is_in_it_and_what_is_not(image, revision):
     caches = 'os.path.expanduser("~root/.cache"), "/var/cache/pip"'
     found = inside(f"import os; print(os.getuid(), any(map(os.path.exists, [{caches}])))")
     assert found == "10001 False\n"
+
+
+def test_torch_asks_for_nvidia_s_libraries_without_a_gpu_too(image):
+    """Why there is no small image for the CPU: docs/container.md."""
+    libraries = "/opt/venv/lib/python3.12/site-packages/nvidia"
+    assert inside(f'import os; print(os.path.isdir("{libraries}"))') == "True\n"
+    done = shell(f"docker run --rm --tmpfs {libraries} --entrypoint python ffrepro -c 'import torch'")
+    assert done.returncode == 1
+    assert "libcublasLt.so" in done.stderr
 
 
 def test_compose(image, tmp_path, out):

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ffrepro import config, record, results, tables, targets
+from ffrepro import config, record, results, tables, targets, verdict
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.tables import COLUMNS, FORMATS, Printed
@@ -45,7 +45,8 @@ def small(root, tmp_path):
     summary = {"row": record.text_hash(config.canonical(row)), "seeds": [0, 1, 2], "seconds": 30.0, "device": "cpu"}
     record.write_json({**summary, "accuracy": spread([95.0, 96.0, 97.0])}, project.summary("digits"))
     target = targets.read_paper(project.paper)["digits"].model_dump()
-    judged = {"row": summary["row"], "target": target, "verdict": "inconclusive"}
+    summary |= {"accuracy": spread([95.0, 96.0, 97.0]), "target": target, "test_images": 360}
+    judged = verdict.verdict(summary, row.verdict) | {"verdict": "inconclusive"}
     record.write_json(judged, project.verdict("digits"))
     its = spread([80.0, 82.0])
     reference = {"seeds": [3, 4], "values": its["values"], "mean": its["mean"], "std": its["std"], "seconds": 4.2}

@@ -1,0 +1,229 @@
+"""What a machine does to a run: memory and disk run out, folders go, processes are killed, clocks jump."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from ffrepro import devices
+from ffrepro.errors import MachineError
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+import torch
+from ffrepro import backprop, engine, errors, hinton, training
+from pipelines import train
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (300 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(errors.run(train.main, "digits", "0"))
+"""
+
+
+def shrink(project, epochs=1):
+    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
+    project.edit("params.yaml", "      epochs: 20\n", f"      epochs: {epochs}\n")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+
+
+def start(project, *arguments, out=subprocess.PIPE):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ffrepro", *arguments],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(project.root)},
+        stdout=out,
+        stderr=out,
+        text=True,
+    )
+
+
+def checkpoint_of(project, process):
+    """Wait for the first checkpoint, and return its file."""
+    path = project.root / "checkpoints" / "digits-0.pt"
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return path
+
+
+def stage_of(process):
+    """The process of the stage that runs under a command."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return next(one for one in children if any(word.startswith("pipelines.") for word in one.cmdline()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does")
+def test_out_of_memory_names_the_batch_that_would_fit(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 64 64")
+    project.edit("params.yaml", "      epochs: 20\n      batch: 32\n", "      epochs: 1\n      batch: 1400\n")
+    project.stages(["check", "digits"], ["prepare", "digits"])
+    done = project.run("python", "-c", WITH_LITTLE_MEMORY)
+    assert done.returncode == 5, done.stderr
+    found = re.fullmatch(
+        r"ffrepro: digits-0: out of memory on cpu with training.batch 1400; (\d+) would fit here now: free some and "
+        r"run again, or give that batch to a row of your own \(docs/adding.md\)\n",
+        done.stderr,
+    )
+    assert found, done.stderr
+    project.edit("params.yaml", "      batch: 1400\n", f"      batch: {found[1]}\n")
+    project.stages(["check", "digits"])
+    done = project.run("python", "-c", WITH_LITTLE_MEMORY)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("row_given", [True, False])
+def test_a_gpu_that_vanishes_is_one_line(row, row_given):
+    """No GPU is at hand to take away: PyTorch's own class of error is raised instead of it."""
+    with (
+        pytest.raises(
+            MachineError, match=r"^cifar10-0: the GPU failed \(CUDA error: unspecified\); once the GPU answers"
+        ),
+        devices.faults("cifar10-0", torch.device("cuda"), row() if row_given else None),
+    ):
+        raise torch.AcceleratorError("CUDA error: unspecified\nCUDA kernel errors might be reported later", 719)
+
+
+def test_another_error_of_pytorch_stays_itself():
+    with pytest.raises(RuntimeError, match="shapes"), devices.faults("digits-0", torch.device("cpu")):
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_a_second_reproduce_waits_for_the_first_and_finds_its_work_done(project):
+    shrink(project, epochs=15)
+    first = start(project, "reproduce", "digits")
+    checkpoint_of(project, first)
+    second = start(project, "reproduce", "digits", "--json")
+    out, err = second.communicate()
+    assert first.wait() in (0, 3, 4)
+    assert err.startswith(f"ffrepro: waiting until `ffrepro reproduce digits` (process {first.pid}) has ended\n")
+    assert "pipelines.train" not in err
+    assert second.returncode == first.returncode
+    assert json.loads(out)["verdict"] in first.communicate()[0]
+
+
+@pytest.mark.chaos
+def test_a_stage_that_is_killed_says_so_and_the_training_goes_on(project):
+    shrink(project, epochs=15)
+    process = start(project, "reproduce", "digits")
+    checkpoint_of(project, process)
+    stage_of(process).kill()
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert err.endswith(
+        "ffrepro: verdict@digits: DVC failed; why stands above (exited with -9: killed, mostly for want of memory); "
+        "run again\n"
+    )
+    again = project.run("ffrepro", "reproduce", "digits")
+    assert again.returncode in (0, 3, 4)
+    assert "digits-0.pt: going on after epoch" in again.stderr
+
+
+def test_a_training_that_lost_its_parents_is_waited_for(project):
+    shrink(project, epochs=60)  # so many that the next command comes in time to wait
+    process = start(project, "reproduce", "digits", out=subprocess.DEVNULL)
+    checkpoint_of(project, process)
+    orphan = stage_of(process)
+    for one in (*reversed(psutil.Process(process.pid).children()), psutil.Process(process.pid)):
+        one.kill()
+    process.wait()
+    assert orphan.status() != psutil.STATUS_ZOMBIE
+    again = project.run("ffrepro", "reproduce", "digits")
+    assert again.returncode in (0, 3, 4), again.stderr
+    assert f"ffrepro: waiting until the training of digits-0 (process {orphan.pid}) has ended\n" in again.stderr
+    assert "digits-0.pt: going on after epoch 60" in again.stderr
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("folder", ["checkpoints", "runs", "data"])
+def test_a_folder_that_is_removed_while_a_training_runs_is_no_loss_of_truth(project, folder):
+    shrink(project, epochs=10)
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])
+    undisturbed = (project.root / "runs" / "digits" / "0" / "weights.safetensors").read_bytes()
+    for name in ("checkpoints", "runs", "data"):
+        shutil.rmtree(project.root / name)
+    process = start(project, "reproduce", "digits")
+    checkpoint_of(project, process)
+    shutil.rmtree(project.root / folder, ignore_errors=True)
+    _, err = process.communicate()
+    assert "Traceback" not in err
+    if process.returncode not in (0, 3, 4):
+        assert err.splitlines()[-1].startswith("ffrepro: verdict@digits: ")
+        again = project.run("ffrepro", "reproduce", "digits")
+        assert again.returncode in (0, 3, 4), again.stderr
+    assert (project.root / "runs" / "digits" / "0" / "weights.safetensors").read_bytes() == undisturbed
+
+
+@pytest.fixture
+def disk(project, tmp_path_factory, project_in):
+    """A project on a disk of its own, and what mounts it again with other options."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root on Linux)")
+
+    def again(options):
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+    yield project_in(folder), again
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def used(folder):
+    return shutil.disk_usage(folder).used
+
+
+@pytest.mark.chaos
+def test_a_full_disk_at_any_moment_is_a_line_and_the_same_command_goes_on(disk):
+    """The space that is left grows from nothing until the row is reproduced: each write has been the one that fails."""
+    project, again = disk
+    shrink(project)
+    start_of = used(project.root)
+    failures, room = [], 0
+    while True:
+        again(f"size={(start_of + room) // 4096 * 4096}")
+        done = project.run("ffrepro", "reproduce", "digits", TMPDIR="/tmp")
+        if done.returncode in (0, 3, 4):
+            break
+        assert "Traceback" not in done.stderr, done.stderr
+        assert not [*project.root.rglob("*.part")]
+        failures.append(done.stderr.splitlines()[-1])
+        room = max(4096, int(room * 1.5))
+    assert len(failures) >= 3
+    print(f"\n{len(failures)} times too little, up to {room} bytes:", *dict.fromkeys(failures), sep="\n")
+    chain = json.loads((project.root / "runs" / "digits" / "0" / "record.json").read_text())["chain"]
+    assert len(chain) == 1
+
+
+def test_a_folder_that_may_not_be_written_is_a_line(disk):
+    project, again = disk
+    again("ro")
+    done = project.run("ffrepro", "reproduce", "digits")
+    assert done.returncode == 2
+    assert re.fullmatch(r"ffrepro: .*: cannot be written: Read-only file system; .*\n", done.stderr), done.stderr
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(not shutil.which("faketime"), reason="Debian's faketime is not installed")
+def test_a_clock_that_jumps_back_changes_no_number(project):
+    shrink(project, epochs=10)
+    process = start(project, "reproduce", "digits")
+    checkpoint_of(project, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    done = project.run("faketime", "-f", "-400d", sys.executable, "-m", "ffrepro", "reproduce", "digits")
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert "digits-0.pt: going on after epoch" in done.stderr
+    facts = json.loads((project.root / "runs" / "digits" / "0" / "record.json").read_text())
+    assert facts["ended"] < facts["started"]  # as the clock told; nothing is decided by it
+    assert project.run("ffrepro", "verify", "runs/digits").returncode == done.returncode
+    assert project.run("ffrepro", "reproduce", "digits").returncode == done.returncode

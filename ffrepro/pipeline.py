@@ -135,19 +135,32 @@ def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
     """End a child and what it has started, whichever of them the signal has reached.
 
     A stage ends in order at any time. DVC would begin the next one; it is ended while a stage runs, when it writes
-    nothing, and left alone while none does.
+    nothing, and left alone while none does. It is stopped while we look, so that no stage begins unseen and is left
+    behind.
     """
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            stages = psutil.Process(process.pid).children(recursive=True)
+            child = psutil.Process(process.pid)
+            stages = _stopped(child) if is_dvc else child.children(recursive=True)
             if stages or not is_dvc:
                 process.send_signal(signal.SIGUSR1 if is_dvc else signal.SIGTERM)
             for stage in stages:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stage.terminate()
+            if is_dvc:
+                child.resume()
             for stage in psutil.wait_procs(stages, timeout=PATIENCE)[1]:
                 stage.kill()
         time.sleep(0.05)
+
+
+def _stopped(process: psutil.Process) -> list[psutil.Process]:
+    """Stop a process; what it has started, once it has stopped indeed. The caller resumes it."""
+    process.suspend()
+    while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        time.sleep(0.001)
+    started: list[psutil.Process] = process.children(recursive=True)
+    return started
 
 
 def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments: str) -> None:

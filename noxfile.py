@@ -7,11 +7,13 @@ nox -s chaos            faults, injected: fifty kills, full disks, clocks that j
 nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
 nox -s image            the container image, built and tried by a running engine
+nox -s audit            licences of what is locked, and whether anything in it is known to be vulnerable
 nox -s dev              .venv with everything, for daily use
 nox -s lint, types, slow, lock
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,6 +31,7 @@ LOCKS = {  # what each lock is compiled from
     "dev": ["pyproject.toml", "--group", "dev"],
     "browser": ["pyproject.toml", "--group", "browser"],
     "image": ["pyproject.toml"],
+    "audit": ["pyproject.toml", "--group", "build", "--group", "audit"],
     "image-build": ["--group", "image"],
 }
 
@@ -110,6 +113,27 @@ def image(session: nox.Session) -> None:
         )
     install(session, "dev")
     session.run("pytest", "-s", "-m", "image and not slow", *session.posargs)
+
+
+LICENCES = """# Licences
+
+Of the packages in `requirements/run.txt`, by their own metadata; written by `nox -s audit`.
+
+"""
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """List the locked packages' licences, then ask PyPI's database of vulnerabilities about every locked one."""
+    install(session, "audit")
+    locked = re.findall(r"^([\w.-]+)==", Path("requirements/run.txt").read_text(), re.MULTILINE)
+    columns = ["--from=mixed", "--with-system", "--format=markdown", "--packages", *locked]
+    table = session.run("pip-licenses", *columns, silent=True)
+    Path("docs/licences.md").write_text(f"{LICENCES}{table}", encoding="utf-8")
+    for lock in sorted(LOCKS):
+        session.log(f"requirements/{lock}.txt")
+        # strict: what the database does not know, or cannot be asked about, is no success
+        session.run("pip-audit", "--strict", "--disable-pip", "--require-hashes", "-r", f"requirements/{lock}.txt")
 
 
 @nox.session

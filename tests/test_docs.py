@@ -148,3 +148,13 @@ def test_a_job_a_seed_as_elsewhere_says(project, root):
         done = project.shell(script)
         assert done.returncode == 0, done.stderr
     assert json.loads((project.root / "report" / "verdicts" / "digits.json").read_text())["accuracy"]["n"] == 3
+
+
+def test_the_licence_of_every_locked_package_is_listed(root):
+    def plain(name):
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    locked = re.findall(r"^([\w.-]+)==", (root / "requirements" / "run.txt").read_text(), re.MULTILINE)
+    listed = re.findall(r"^\| ([\w.-]+) ", (root / "docs" / "licences.md").read_text(), re.MULTILINE)
+    missing = {plain(name) for name in locked} - {plain(name) for name in listed}
+    assert missing <= {"appnope", "colorama", "pywin32", "tzdata"}  # of other systems: not installed on Linux

@@ -6,6 +6,7 @@ nox -s bench -- ROW     what training and evaluation cost here
 nox -s chaos            faults, injected: fifty kills, full disks, clocks that jump
 nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
+nox -s slurm            a Slurm of two nodes on this machine, and the digits ablation by it
 nox -s image            the container image, built and tried by a running engine
 nox -s audit            licences of what is locked, and whether anything in it is known to be vulnerable
 nox -s dev              .venv with everything, for daily use
@@ -96,6 +97,15 @@ def latex(session: nox.Session) -> None:
     install(session, "dev")
     debian(session, "texlive-latex-recommended", "pdflatex")
     session.run("pytest", "-m", "latex", *session.posargs)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Start a Slurm on this machine, submit to it, break it; it is installed where this may. Arguments go to pytest."""
+    install(session, "dev")
+    debian(session, "slurm-wlm", "slurmctld")
+    debian(session, "munge", "munged")
+    session.run("pytest", "-s", "-m", "slurm", *session.posargs)
 
 
 @nox.session

@@ -109,13 +109,17 @@ def reproduce(
     from ffrepro import config, layout, pipeline, record, report, targets, verdict
 
     project = layout.find()
-    params, tables = config.load(project.params), targets.read_tables(project.paper)
-    errors.known("row or table", name, [*params.experiments, *tables], prefix=f"no row and no table {name!r}")
+    params = config.load(project.params)
+    rows = targets.rows_of(project.paper, params, [name])
     whole = name not in params.experiments
-    rows = list(dict.fromkeys(tables[name].cells.values())) if whole else [name]
     pipeline.check_graph(params, project)
+    made_by_jobs: set[str] = set()
+    if project.jobs.exists():
+        from ffrepro import jobs
+
+        made_by_jobs = jobs.taken_over(project, params, rows)
     for row in rows:
-        if config.experiment(params, row).requires == "cuda":
+        if config.experiment(params, row).requires == "cuda" and row not in made_by_jobs:
             from ffrepro import devices
 
             devices.require(params, row, device.value, measure=True)
@@ -132,6 +136,73 @@ def reproduce(
         print(report.of_table(project, name) if whole else report.sentence(results[0]))
     codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
     raise typer.Exit(next(code for code in (3, 4, 0) if code in codes))
+
+
+@app.command()
+def submit(
+    names: Annotated[
+        list[str], typer.Argument(help="Rows of params.yaml, or tables of paper.yaml.", metavar="NAME...")
+    ],
+    to_slurm: Annotated[bool, typer.Option("--slurm", help="As a job array of Slurm's, by cluster.yaml.")] = False,
+    local: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="On this machine, so many at once; on CUDA one a GPU.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    mirror: MirrorOption = None,
+    offline: OfflineOption = False,
+    fast: FastOption = False,
+) -> None:
+    """Train and evaluate every seed of the rows as a job of its own; `reproduce` then only reports.
+
+    What is done, or submitted already, is left alone; what was stopped goes on from its checkpoint. Exit code: 0
+    submitted, or with --local done; 1 a run failed, 2 bad input, 5 this machine cannot.
+    """
+    from ffrepro import config, jobs, layout, slurm, targets
+
+    if to_slurm == (local is not None):
+        raise errors.UserError("submit: give one of --slurm and --local N")
+    project = layout.find()
+    params = config.load(project.params)
+    runs = jobs.runs_of(params, targets.rows_of(project.paper, params, names))
+    settings = _settings(device, mirror, offline, fast)
+    if local is None:
+        made = slurm.submit(project, params, runs, slurm.read(project.cluster), settings)
+        print(f"{len(made)} of {len(runs)} runs submitted; ffrepro status shows them")
+        return
+    states = jobs.local(project, params, runs, local, settings)
+    failed = [state for state in states if state.word == "failed"]
+    for state in failed:
+        print(f"ffrepro: {state.run}: {state.of}", file=sys.stderr)
+    print(f"{len(states) - len(failed)} of {len(states)} runs done")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def status(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Rows or tables; default: what was submitted.", metavar="[NAME...]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """Show every run: done (accuracy), running (epoch, loss, time left), queued, failed (its last line)."""
+    import json
+
+    from ffrepro import config, jobs, layout, targets
+
+    project = layout.find()
+    params = config.load(project.params)
+    there = [run for run in jobs.submitted(project) if run.name in params.experiments]
+    runs = jobs.runs_of(params, targets.rows_of(project.paper, params, names)) if names else there
+    states = list(jobs.states(project, params, runs))
+    if as_json:
+        print(json.dumps([{"run": str(state.run), "state": state.word, "of": state.of} for state in states]))
+        return
+    for state in states:
+        print(f"{state.run!s:<32} {state.word:<14} {state.of}".rstrip())
+    counts = [f"{sum(s.word == word for s in states)} {word}" for word in dict.fromkeys(s.word for s in states)]
+    print(
+        f"{len(states)} runs: {', '.join(counts)}" if states else "nothing was submitted; ffrepro submit NAME... does"
+    )
 
 
 @app.command()

@@ -62,6 +62,21 @@ class Layout:
         """Of a run, such as digits-0, or of the project; not in the runs, which are data."""
         return self.root / ".dvc" / "tmp" / f"{run}.lock"
 
+    @property
+    def cluster(self) -> Path:
+        return self.root / "cluster.yaml"
+
+    @property
+    def jobs(self) -> Path:
+        """What was submitted, and what the jobs said."""
+        return self.root / "jobs"
+
+    def job(self, name: str, seed: int) -> Path:
+        return self.jobs / f"{name}-{seed}.json"
+
+    def log(self, name: str, seed: int) -> Path:
+        return self.jobs / f"{name}-{seed}.log"
+
     def summary(self, name: str) -> Path:
         return self.root / "report" / "rows" / f"{name}.json"
 

@@ -73,10 +73,7 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
     """
     with alone(project) as held, tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code"
-        env = environment(project, {**settings, EXIT_CODE_FILE: str(code)})
-        if not any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
-            Path(scratch, "config").write_text(NO_GIT)  # DVC has no variable for this, only a system-wide file
-            env["DVC_SYSTEM_CONFIG_DIR"] = scratch
+        env = environment(project, {**settings, EXIT_CODE_FILE: str(code), **_git_or_none(project, scratch)})
         if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
             check_lock(project)
             why = "a stage failed; its own line stands above"
@@ -85,6 +82,26 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
             error = UserError(f"{', '.join(stages)}: {why}")
             error.exit_code = int(code.read_text()) if code.exists() else 1
             raise error
+
+
+def _git_or_none(project: Layout, scratch: str) -> dict[str, str]:
+    """What lets DVC work where no git is around the project: no variable of its own, only a system-wide file."""
+    if any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
+        return {}
+    Path(scratch, "config").write_text(NO_GIT)
+    return {"DVC_SYSTEM_CONFIG_DIR": scratch}
+
+
+def note(project: Layout, stages: list[str]) -> None:
+    """Let DVC take what lies there for what these stages made (`pipelines/note.py`). The caller is `alone`.
+
+    Raises UserError where DVC fails; it has said why by then.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        env = environment(project, _git_or_none(project, scratch))
+        if _call(["-m", "pipelines.note", *stages], project, env):
+            check_lock(project)
+            raise UserError("DVC could not take over the runs that are done; why stands above")
 
 
 def check_lock(project: Layout) -> None:

@@ -2,7 +2,7 @@
 tables that rows are cells of, and the claims that set cells against one another."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,8 +18,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ffrepro import record
-from ffrepro.config import Experiment, Name, Section, Seeds, checked, impossible, read_yaml, training_parameters
-from ffrepro.errors import UserError
+from ffrepro.config import Experiment, Name, Params, Section, Seeds, checked, impossible, read_yaml, training_parameters
+from ffrepro.errors import UserError, known
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -192,6 +192,15 @@ def read_paper(path: Path) -> dict[str, Target]:
 def read_tables(path: Path) -> dict[str, Table]:
     """The tables of experiments by their names. Raises UserError in one line for each mistake in the file."""
     return checked(Paper, read_yaml(path), path.name).tables
+
+
+def rows_of(paper: Path, params: Params, names: Iterable[str]) -> list[str]:
+    """The rows that names mean, of rows and of tables in paper.yaml, each once. Raises UserError for another name."""
+    tables, rows = read_tables(paper), list[str]()
+    for name in names:
+        known("row or table", name, [*params.experiments, *tables], prefix=f"no row and no table {name!r}")
+        rows += [name] if name in params.experiments else tables[name].cells.values()
+    return list(dict.fromkeys(rows))
 
 
 def read_claims(path: Path) -> dict[str, Claim]:

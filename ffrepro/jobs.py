@@ -1,0 +1,277 @@
+"""Runs as jobs, a process a seed: started here (`local`) or by Slurm (`slurm.py`), looked at, and made known to DVC.
+
+DVC runs one stage at a time and keeps its state in files that only one process may write. So jobs run beside it: each
+makes the files of its own run, as DVC's stages would, and `note` enters whole runs into dvc.lock, from one process.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from ffrepro import config, pipeline, record
+from ffrepro.config import Params
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+from ffrepro.progress import say
+
+TAIL = 4096  # bytes of a log's end that are looked at
+WAIT = 0.1  # seconds between two looks at what runs here
+
+
+class Run(NamedTuple):
+    """One seed of a row: what a job is of."""
+
+    name: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.seed}"
+
+
+class State(NamedTuple):
+    """word: done, running, queued, failed or not submitted. of: the accuracy, what the job said last, or why."""
+
+    run: Run
+    word: str
+    of: str
+
+
+def runs_of(params: Params, names: Iterable[str]) -> list[Run]:
+    return [Run(name, seed) for name in dict.fromkeys(names) for seed in config.experiment(params, name).seeds]
+
+
+def prepare(project: Layout, params: Params, runs: Iterable[Run], settings: dict[str, str]) -> None:
+    """What every job finds there: the checked rows and the prepared data, which a node may not be able to fetch.
+
+    A row that needs a GPU is checked here without one: the machine that submits is not the one that computes.
+    """
+    rows = {run.name: config.experiment(params, run.name) for run in runs}
+    for name, row in rows.items():
+        content = config.canonical(row)
+        path = project.experiment(name)
+        if not path.exists() or path.read_text() != content:
+            record.write_text(content, path)
+    for data in dict.fromkeys(row.data.name for row in rows.values()):
+        if not project.data(data).exists():
+            pipeline.run_stage(project, settings, "prepare", data)
+
+
+def lacking(project: Layout, params: Params, run: Run) -> str:
+    """What a run lacks to be the declared one of its row, seed, data and this code, whole; "" where nothing."""
+    folder, row = project.run(*run), config.experiment(params, run.name)
+    files = ("weights.safetensors", "record.json", "history.csv", "goodness.safetensors", "metrics.json")
+    if missing := [file for file in files if not (folder / file).exists()]:
+        return f"no {missing[0]}"
+    try:
+        facts, metrics = record.read_json(folder / "record.json"), record.read_json(folder / "metrics.json")
+        weights = record.tensors_hash(record.read_tensors(folder / "weights.safetensors"))
+        checks = {
+            "seed": (facts["seed"], run.seed),
+            "parameters": (facts["parameters"], record.text_hash(config.training_parameters(row))),
+            "code": (facts["code"], record.code_hash()),
+            "data": (facts["data"], _data_hash(project.data(row.data.name), row.data.held_out)),
+            "weights": (facts["weights"], weights),
+            "evaluation": (metrics["link"], facts["chain"][-1]["link"]),
+            "vote": (metrics["vote"], row.evaluation.vote),
+        }
+    except UserError as error:
+        return str(error)
+    except (KeyError, IndexError, TypeError):
+        return "record.json or metrics.json is not what a stage writes"
+    other = [what for what, (has, wants) in checks.items() if has != wants]
+    return f"of other {', '.join(other)}" if other else ""
+
+
+@cache
+def _data_hash(path: Path, held_out: int) -> str:
+    from ffrepro import data
+
+    return record.tensors_hash(data.held_out(data.load(path)[0], held_out)[0]._asdict())
+
+
+def submitted(project: Layout) -> dict[Run, dict[str, Any]]:
+    """What was written down of each submitted run: {"job": Slurm's, "process": (of `--local`, since when)} or null."""
+    found = {}
+    for path in sorted(project.jobs.glob("*.json")):
+        name, _, seed = path.stem.rpartition("-")
+        if seed.isdecimal():
+            found[Run(name, int(seed))] = record.read_json(path)
+    return found
+
+
+def write_down(project: Layout, run: Run, job: str | None = None) -> None:
+    """One file a run, one writer: the command that submits. Without a job of Slurm's, its process is this one."""
+    process = None if job else [os.getpid(), psutil.Process().create_time()]
+    record.write_json({"job": job, "process": process}, project.job(*run))
+
+
+def tail(path: Path) -> str:
+    """The last line of a log; "" where it has none."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return config.plain(lines[-1].strip()) if lines else ""
+    return ""
+
+
+def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[State]:
+    """The state of each run, by what was written down, its files, its log, and Slurm's queue."""
+    from ffrepro import slurm
+
+    known = submitted(project)
+    queue = slurm.queue() if any(its["job"] for its in known.values()) else {}
+    for run in runs:
+        its, said = known.get(run), tail(project.log(*run)).removeprefix(f"{run}: ").removeprefix("ffrepro: ")
+        there = project.run(*run)
+        lacks = _glance(project, params, run) if (there / "metrics.json").exists() else "nothing there"
+        if its and its["job"] in queue:
+            pending, reason = queue[its["job"]]
+            yield State(run, "queued", reason) if pending else State(run, "running", said)
+        elif not lacks:
+            yield State(run, "done", f"{record.read_json(there / 'metrics.json')['accuracy']:.2f} %")
+        elif its is None:
+            yield State(run, "not submitted", lacks)
+        elif its["process"] and _lives(*its["process"]):
+            yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
+        else:
+            errors = tail(slurm.errors(project, its["job"])) if its["job"] else ""
+            yield State(run, "failed", said or errors or "ended before it began")
+
+
+def _glance(project: Layout, params: Params, run: Run) -> str:
+    """`lacking`'s cheap part, for many runs: by the parameters alone."""
+    try:
+        facts = record.read_json(project.run(*run) / "record.json")
+        row = config.experiment(params, run.name)
+        same = facts["parameters"] == record.text_hash(config.training_parameters(row))
+    except (UserError, KeyError, TypeError):
+        return "damaged"
+    return "" if same else "of other parameters"
+
+
+def _lives(process: int, since: float) -> bool:
+    try:
+        return bool(psutil.Process(process).create_time() == since)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
+    """Enter the whole ones of these runs into dvc.lock, so that `dvc repro` makes none of them again; returns them.
+
+    Only what `lacking` finds nothing lacking in, and what DVC does not know already. The caller is `pipeline.alone`.
+    Raises UserError where DVC fails.
+    """
+    lock = config.read_yaml(project.root / "dvc.lock") if (project.root / "dvc.lock").exists() else None
+    noted = dict((lock or {}).get("stages") or {})
+    fresh = [run for run in runs if not _noted(project, run, noted) and not lacking(project, params, run)]
+    if not fresh:
+        return []
+    rows = {run.name: config.experiment(params, run.name) for run in fresh}
+    stages = [f"check@{name}" for name in rows]
+    stages += dict.fromkeys(f"prepare@{row.data.name}" for row in rows.values())
+    stages += [f"{stage}@{run}" for run in fresh for stage in ("train", "evaluate")]
+    pipeline.note(project, stages)
+    return fresh
+
+
+def taken_over(project: Layout, params: Params, rows: list[str]) -> set[str]:
+    """`note` what jobs have made of these rows; the rows of which nothing is left to train."""
+    there = [run for run in submitted(project) if run.name in rows]
+    if there:
+        with pipeline.alone(project):
+            note(project, params, there)
+    return {row for row in rows if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
+
+
+def _noted(project: Layout, run: Run, stages: Mapping[str, Any]) -> bool:
+    """Whether dvc.lock has this run's record and metrics, as they are."""
+    for stage, file in (("train", "record.json"), ("evaluate", "metrics.json")):
+        outs = (stages.get(f"{stage}@{run}") or {}).get("outs") or []
+        path = project.run(*run) / file
+        has = {out.get("path"): out.get("md5") for out in outs}.get(str(path.relative_to(project.root)))
+        if not path.exists() or has != hashlib.md5(path.read_bytes()).hexdigest():
+            return False
+    return True
+
+
+def command(run: Run, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "pipelines.run", run.name, str(run.seed)]
+
+
+def local(project: Layout, params: Params, runs: list[Run], processes: int, settings: dict[str, str]) -> list[State]:
+    """Run jobs here, so many at once, on CUDA one a GPU; returns their states at the end.
+
+    A run that is whole is left alone; one that stopped goes on from its checkpoint. On Ctrl-C or SIGTERM all end in
+    order. Without FFREPRO_THREADS the CPU's cores are shared out, which the records name as ever.
+    """
+    with pipeline.alone(project) as held:
+        prepare(project, params, runs, settings)
+        note(project, params, runs)
+        waiting = deque(run for run in runs if lacking(project, params, run))
+        places = _places(params, waiting, processes, settings)
+        running: dict[Run, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
+        for run in waiting:
+            project.log(*run).unlink(missing_ok=True)
+            write_down(project, run)
+        try:
+            while waiting or running:
+                while waiting and places:
+                    run, place = waiting.popleft(), places.pop()
+                    environment = pipeline.environment(project, settings | place)
+                    with project.log(*run).open("ab") as log:
+                        process = subprocess.Popen(
+                            command(run), cwd=project.root, env=environment, stdout=log, stderr=log, pass_fds=(held,)
+                        )
+                    running[run] = process, place
+                    say(f"{run}: started")
+                for run, (process, place) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[run]
+                        places.append(place)
+                        say(f"{run}: {f'ended with {process.returncode}' if process.returncode else 'done'}")
+                time.sleep(WAIT)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+        note(project, params, runs)
+    return [
+        State(run, "failed", tail(project.log(*run)).removeprefix("ffrepro: "))
+        if lacking(project, params, run)
+        else State(run, "done", "")
+        for run in runs
+    ]
+
+
+def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[str, str]) -> list[dict[str, str]]:
+    """What so many processes at once have to themselves: a GPU each, or a share of the CPU's cores."""
+    from ffrepro import devices
+
+    device = devices.choose(settings["FFREPRO_DEVICE"]).type
+    if device == "cuda":
+        import torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+        if processes > len(gpus):
+            say(f"{len(gpus)} GPUs are here: as many runs at once, one a GPU, not {processes}")
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:processes]]
+    for name in dict.fromkeys(run.name for run in runs):
+        devices.require(params, name, settings["FFREPRO_DEVICE"])
+    if os.environ.get("FFREPRO_THREADS"):
+        return [{} for _ in range(processes)]
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    say(f"{threads} CPU thread{'s' if threads > 1 else ''} a run (FFREPRO_THREADS says otherwise)")
+    return [{"FFREPRO_THREADS": str(threads)} for _ in range(processes)]

@@ -1,0 +1,203 @@
+"""A job array of Slurm's, a seed a job, by submitit; what the cluster is like stands in cluster.yaml."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ffrepro import config, jobs, pipeline
+from ffrepro.config import Params, Section
+from ffrepro.errors import MachineError, UserError
+from ffrepro.jobs import Run
+from ffrepro.layout import Layout
+from ffrepro.progress import say
+
+if TYPE_CHECKING:
+    import submitit
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}$")]
+TIMEOUT = 60  # seconds for Slurm's own commands
+
+
+class Cluster(Section):
+    """The whole of cluster.yaml."""
+
+    partition: Word | None = Field(None, description="Slurm's partition; none: its default.")
+    account: Word | None = Field(None, description="The account that pays.")
+    qos: Word | None = Field(None, description="Quality of service.")
+    constraint: Word | None = Field(None, description="Features that a node must have.")
+    minutes: int = Field(240, ge=1, le=43_200, description="Time limit of a job. A run that takes longer goes on.")
+    cpus: int = Field(4, ge=1, le=1024, description="CPU cores of a job.")
+    memory: int = Field(16, ge=1, le=4096, description="Memory of a job in GiB.")
+    gpu: Word = Field("gpu:1", description="What a row that needs a GPU asks for, as --gres.")
+    parallel: int = Field(100, ge=1, le=10_000, description="Jobs at once at the most.")
+    timeouts: int = Field(20, ge=0, le=1000, description="How often a run may reach its time limit and go on.")
+    warning: int = Field(60, ge=1, le=3600, description="Seconds before the time limit at which a job is told of it.")
+    container: str | None = Field(
+        None, min_length=1, max_length=1000, description="An Apptainer image that the trainings run in."
+    )
+
+
+def read(path: Path) -> Cluster:
+    """cluster.yaml, or the defaults where there is none. Raises UserError, a line a mistake."""
+    if not path.exists():
+        return Cluster()
+    return config.checked(Cluster, config.read_yaml(path) or {}, path.name)
+
+
+def _not_warned() -> None:
+    """Slurm's warning reaches all processes of a job: the training is told to end by its parent, and in order."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+class Training:
+    """A job: one run's stages as a process, told to end when Slurm says that the time is up, then queued again."""
+
+    def __init__(self, root: Path, run: Run, start: list[str], settings: dict[str, str]) -> None:
+        self.root, self.run, self.start, self.settings = root, run, start, settings
+
+    def __call__(self) -> None:
+        project = Layout(self.root)
+        environment = pipeline.environment(project, self.settings)
+        command = [*self.start, *jobs.command(self.run, "python" if self.start else sys.executable)]
+        with project.log(*self.run).open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=log, preexec_fn=_not_warned
+            )
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        if code:
+            sys.exit(code % 256)  # Slurm shall call the job failed
+
+    def checkpoint(self) -> object:
+        """What submitit queues again: the same, which goes on from the last epoch's checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Note:
+    """The last job: lets DVC know of the runs that are done."""
+
+    def __init__(self, root: Path, runs: list[Run]) -> None:
+        self.root, self.runs = root, runs
+
+    def __call__(self) -> None:
+        project = Layout(self.root)
+        params = config.load(project.params)
+        with pipeline.alone(project):
+            jobs.note(project, params, self.runs)
+
+
+def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, settings: dict[str, str]) -> list[Run]:
+    """Submit what is neither done nor submitted already, an array for the rows that need a GPU and one for the others.
+
+    Returns what was submitted. Raises UserError, MachineError where there is no Slurm or no submitit.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("submit --slurm needs submitit: pip install ffrepro[slurm]") from None
+    if not shutil.which("sbatch"):
+        raise MachineError("submit: there is no sbatch here; go to a login node of the cluster, or use --local N")
+    with pipeline.alone(project):
+        jobs.prepare(project, params, runs, settings)
+        busy = {s.run: s.word for s in jobs.states(project, params, runs) if s.word in ("queued", "running")}
+        for run, word in busy.items():
+            say(f"{run}: {word} already, left alone")
+        fresh = [run for run in runs if run not in busy and jobs.lacking(project, params, run)]
+        jobs.note(project, params, [run for run in runs if run not in fresh and run not in busy])
+        folder = project.jobs / "slurm"
+        start = []
+        if cluster.container:
+            image = Path(cluster.container)
+            start = ["apptainer", "exec", "--nv", "--bind", str(project.root), "--pwd", str(project.root), str(image)]
+            if "://" not in cluster.container and not image.exists():
+                raise UserError(
+                    f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there"
+                )
+        ids = []
+        for kind in ("cuda", "cpu"):
+            chosen = [run for run in fresh if config.experiment(params, run.name).requires == kind]
+            if not chosen:
+                continue
+            executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=cluster.timeouts)
+            executor.update_parameters(
+                job_name="ffrepro",
+                cpus_per_task=cluster.cpus,
+                mem=cluster.memory,
+                array_parallelism=cluster.parallel,
+                signal_delay_s=cluster.warning,
+                gres=cluster.gpu if kind == "cuda" else None,
+                **_common(cluster),
+            )
+            for run in chosen:
+                project.log(*run).unlink(missing_ok=True)
+            trainings = [Training(project.root, run, start, settings) for run in chosen]
+            made = _submitted(executor, trainings)
+            for run, job in zip(chosen, made, strict=True):
+                jobs.write_down(project, run, job)
+            ids.append(made[0].partition("_")[0])
+        if ids:
+            executor = submitit.SlurmExecutor(folder / "%j")
+            executor.update_parameters(
+                job_name="ffrepro-note",
+                cpus_per_task=1,
+                dependency=f"afterany:{':'.join(ids)}",
+                **_common(cluster),
+            )
+            _submitted(executor, [Note(project.root, runs)])
+    return fresh
+
+
+def _common(cluster: Cluster) -> dict[str, object]:
+    """What every job is submitted with."""
+    return {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "time": cluster.minutes,
+        "additional_parameters": {"requeue": True},  # also after a node's failure
+    }
+
+
+def _submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | list[Note]") -> list[str]:
+    """The jobs' ids. Raises UserError with what Slurm says against them."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        return [job.job_id for job in executor.map_array(lambda function: function(), functions)]
+    except FailedJobError as error:
+        said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()[-1:]
+        raise UserError(f"Slurm refused the jobs: {config.plain(said[0])}; see cluster.yaml") from None
+
+
+def queue() -> dict[str, tuple[bool, str]]:
+    """This user's jobs that have not ended: id -> (whether it waits, for what). Raises MachineError without Slurm."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MachineError(f"squeue does not answer ({type(error).__name__}); go to a login node") from None
+    if done.returncode:
+        raise MachineError(f"squeue: {config.plain(done.stderr.strip().splitlines()[-1])}")
+    rows = [line.split("|", 2) for line in done.stdout.splitlines()]
+    return {job: (state == "PENDING", reason) for job, state, reason in rows}
+
+
+def errors(project: Layout, job: str) -> Path:
+    """Where Slurm itself and submitit say what became of a job."""
+    return project.jobs / "slurm" / job.partition("_")[0] / f"{job}_0_log.err"

@@ -1,0 +1,186 @@
+"""Runs as jobs on this machine, their states, and how DVC learns of them. A real Slurm's: tests/test_slurm.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ffrepro import config, devices, jobs, layout, record, slurm
+from ffrepro.errors import UserError
+
+
+def shrink(project, epochs=2):
+    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
+    project.edit("params.yaml", "epochs: 20\n", f"epochs: {epochs}\n")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+
+
+def states(project, *names):
+    done = project.run("ffrepro", "status", *names, "--json")
+    assert done.returncode == 0, done.stderr
+    return {one["run"]: (one["state"], one["of"]) for one in json.loads(done.stdout)}
+
+
+def files(project):
+    names = ("weights.safetensors", "goodness.safetensors", "metrics.json")
+    paths = sorted(path for name in names for path in project.root.glob(f"runs/*/*/{name}"))
+    return {str(path.relative_to(project.root)): path.read_bytes() for path in paths}
+
+
+def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(project_in, tmp_path):
+    for name in ("jobs", "stages"):
+        (tmp_path / name).mkdir()
+    one, other = project_in(tmp_path / "jobs"), project_in(tmp_path / "stages")
+    shrink(one)
+    shrink(other)
+    assert one.run("ffrepro", "status").stdout == "nothing was submitted; ffrepro submit NAME... does\n"
+    done = one.run("ffrepro", "submit", "digits", "--local", "2")
+    assert (done.returncode, done.stdout) == (0, "2 of 2 runs done\n"), done.stderr
+    assert {word for word, _ in states(one).values()} == {"done"}
+    assert re.search(r"^digits-0 +done +\d+\.\d\d %$", one.run("ffrepro", "status").stdout, re.MULTILINE)
+    for stage in ("train@digits-0", "evaluate@digits-1", "check@digits", "prepare@digits"):
+        assert f"Stage '{stage}' didn't change" in one.run("dvc", "repro", "--single-item", stage).stdout
+    reported = one.run("ffrepro", "reproduce", "digits")
+    assert reported.returncode in (0, 3, 4), reported.stderr
+    assert re.findall(r"Running stage '(\w+)", reported.stderr) == ["report", "verdict"]
+    other.stages(["check", "digits"], ["prepare", "digits"])
+    other.stages(*([stage, "digits", seed] for seed in "01" for stage in ("train", "evaluate")))
+    assert files(one) == files(other)
+    assert len(files(one)) == 6
+    again = one.run("ffrepro", "submit", "digits", "--local", "2")
+    assert (again.stdout, "started" in again.stderr) == ("2 of 2 runs done\n", False)
+
+
+def test_stopped_local_jobs_end_in_order_and_go_on(project):
+    shrink(project, epochs=60)
+    command = [sys.executable, "-m", "ffrepro", "submit", "digits", "--local", "1"]
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    process = subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, text=True)
+    while not (project.root / "checkpoints" / "digits-0.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert {run: word for run, (word, _) in states(project).items()} == {"digits-0": "running", "digits-1": "queued"}
+    process.send_signal(signal.SIGTERM)
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode == 143
+    stopped = ("failed", "interrupted; the same command goes on from the last checkpoint")
+    assert states(project)["digits-0"] == stopped
+    assert states(project)["digits-1"] == ("failed", "ended before it began")
+    assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
+    assert "digits-0.pt: going on after epoch" in (project.root / "jobs" / "digits-0.log").read_text()
+    assert {word for word, _ in states(project).values()} == {"done"}
+
+
+def test_a_run_that_fails_is_told_of_and_the_others_count(project):
+    shrink(project)
+    project.edit("params.yaml", "lr: 0.002", "lr: 1.0e+38")
+    project.edit("params.yaml", "seeds: [0, 1]", "seeds: [0]")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+    done = project.run("ffrepro", "submit", "digits", "--local", "1")
+    assert (done.returncode, done.stdout) == (1, "0 of 1 runs done\n")
+    line = r"digits-0: training: the loss of block \d is no number in step \d+ of epoch 1; .*"
+    assert re.search(rf"^ffrepro: {line}$", done.stderr, re.MULTILINE)
+    word, of = states(project)["digits-0"]
+    assert word == "failed"
+    assert re.fullmatch(line.removeprefix("digits-0: "), of)
+
+
+@pytest.fixture(scope="module")
+def made(project_in, tmp_path_factory):
+    """A project with one whole run."""
+    project = project_in(tmp_path_factory.mktemp("made"))
+    shrink(project)
+    assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
+    return layout.Layout(project.root)
+
+
+def changed(path, **values):
+    def change():
+        content = record.read_json(path)
+        content.pop("seal")
+        record.write_sealed({**content, **values}, path)
+
+    return change
+
+
+@pytest.mark.parametrize("what", ["seed", "parameters", "code", "data", "weights"])
+def test_a_run_of_another_making_is_not_taken_over(made, what):
+    params, run = config.load(made.params), jobs.Run("digits", 0)
+    path = made.run(*run) / "record.json"
+    assert jobs.lacking(made, params, run) == ""
+    whole = path.read_bytes()
+    try:
+        changed(path, **{what: 1 if what == "seed" else "0" * 64})()
+        assert jobs.lacking(made, params, run) == f"of other {what}"
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "metrics.json", "record.json"])
+def test_a_run_that_is_damaged_or_not_whole_is_not_taken_over(made, file):
+    params, run = config.load(made.params), jobs.Run("digits", 0)
+    path = made.run(*run) / file
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        assert file in jobs.lacking(made, params, run)
+        path.unlink()
+        assert jobs.lacking(made, params, run) == f"no {file}"
+    finally:
+        path.write_bytes(whole)
+
+
+def test_every_gpu_gets_one_run_at_a_time(params, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "choose", lambda given: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    settings = {"FFREPRO_DEVICE": "auto"}
+    expected = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert jobs._places(params, [], 4, settings) == expected
+    assert capsys.readouterr().err == "2 GPUs are here: as many runs at once, one a GPU, not 4\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert jobs._places(params, [], 1, settings) == [{"CUDA_VISIBLE_DEVICES": "5"}]
+
+
+def test_what_cannot_be_submitted_is_a_line(project):
+    def line(*arguments, **settings):
+        done = project.run("ffrepro", "submit", *arguments, **settings)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    assert line("digits") == (2, "ffrepro: submit: give one of --slurm and --local N\n")
+    assert line("digits", "--slurm", "--local", "2") == line("digits")
+    code, said = line("digit", "--local", "2")
+    assert code == 2
+    assert said.startswith("ffrepro: no row and no table 'digit'; did you mean digits? there are: ")
+    code, said = line("digits", "--slurm", PATH="/nowhere")
+    assert (code, said) == (
+        5,
+        "ffrepro: submit: there is no sbatch here; go to a login node of the cluster, or use --local N\n",
+    )
+    code, said = line("cifar10", "--local", "2", FFREPRO_DEVICE="auto")
+    assert code == 5
+    assert "cifar10 needs a CUDA GPU" in said
+    (project.root / "cluster.yaml").write_text("partitoin: gpu\nminutes: 0\n")
+    assert line("digits", "--slurm") == (
+        2,
+        "ffrepro: cluster.yaml: minutes: given 0; allowed: a whole number from 1 to 43200\n"
+        "ffrepro: cluster.yaml: partitoin: given an unknown key (did you mean partition?); "
+        f"allowed: {', '.join(slurm.Cluster.model_fields)}\n",
+    )
+    assert not (project.root / "jobs").exists()
+
+
+@pytest.mark.parametrize("given", ["a b", "$(reboot)", "--exclusive", "x\n#SBATCH --uid=0", ""])
+def test_no_word_of_cluster_yaml_is_more_than_a_word(given, tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(json.dumps({"partition": given}))
+    with pytest.raises(UserError, match=r"^cluster.yaml: partition: given "):
+        slurm.read(path)

@@ -1,0 +1,248 @@
+"""`ffrepro submit --slurm` on a real Slurm: a controller and two node daemons on this machine (nox -s slurm)."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+
+CONFIG = """\
+ClusterName=ffrepro
+SlurmctldHost=localhost
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CryptoType=crypto/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+AccountingStorageType=accounting_storage/none
+ReturnToService=2
+SlurmctldPort=16817
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+SlurmdParameters=config_overrides
+SlurmdTimeout=10
+KillWait=5
+MessageTimeout=30
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=1 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=1 RealMemory=4000
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    def __init__(self, folder):
+        self.folder, self.daemons = folder, {}
+        host = subprocess.check_output(["hostname", "-s"], text=True).strip()
+        user = subprocess.check_output(["id", "-un"], text=True).strip()
+        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, user=user))
+        (folder / "state").mkdir()
+        (folder / "munge.key").write_bytes(os.urandom(128))
+        (folder / "munge.key").chmod(0o600)
+        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
+        munge += [f"--{what}-file={folder}/munge.{what}" for what in ("key", "seed", "log", "pid")]
+        self.start("munged", *munge)
+        self.wait(lambda: (folder / "munge.socket").exists())
+        self.start("slurmctld", "slurmctld", "-D")
+        self.node("n1")
+        self.node("n2")
+        self.wait(lambda: self("sinfo", "--noheader", "--format=%T %D").strip() == "idle 2")
+
+    def __call__(self, *command):
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def start(self, name, *command):
+        with (self.folder / f"{name}.out").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+
+    def node(self, name):
+        self.start(name, "slurmd", "-D", "-N", name)
+
+    def wait(self, what, seconds=240):
+        until = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < until, self.said()
+            time.sleep(0.2)
+
+    def said(self):
+        logs = (path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("*.out")))
+        return "\n".join([*logs, self("sinfo"), self("squeue", "--long", "--all")])
+
+    def end(self):
+        self("scancel", "--me")
+        for daemon in reversed(self.daemons.values()):
+            daemon.kill()
+            daemon.wait()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    assert not missing, f"{', '.join(missing)}: not installed; as root, nox -s slurm does (Debian: slurm-wlm, munge)"
+    folder = tmp_path_factory.mktemp("slurm")
+    for path in (folder, *folder.parents):
+        if path.owner() == folder.owner() and path != path.parent:
+            path.chmod(0o755)  # munge looks at who may write where its socket is
+        else:
+            break
+    slurm = Slurm(folder)
+    yield slurm
+    slurm.end()
+
+
+class Submitted:
+    """A project whose jobs go to that Slurm."""
+
+    def __init__(self, project, slurm):
+        self.project, self.slurm = project, slurm
+        project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
+        project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P 8")
+        project.edit("params.yaml", "epochs: 20\n", "epochs: 40\n")
+        assert project.run("ffrepro", "params", "graph").returncode == 0
+
+        self.cluster()
+
+    def cluster(self, **given):
+        settings = {"cpus": 1, "memory": 2, **given}
+        (self.project.root / "cluster.yaml").write_text("".join(f"{key}: {its}\n" for key, its in settings.items()))
+
+    def run(self, *command, code=0):
+        environment = {"SLURM_CONF": self.slurm.env["SLURM_CONF"], "PYTHONPATH": str(self.project.root)}
+        done = self.project.run("ffrepro", *command, **environment)
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}\n{self.slurm.said()}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def states(self, *names):
+        return {
+            one["run"]: (one["state"], one["of"]) for one in json.loads(self.run("status", *names, "--json").stdout)
+        }
+
+    def job(self, run):
+        return json.loads((self.project.root / "jobs" / f"{run}.json").read_text())["job"]
+
+    def log(self, run):
+        path = self.project.root / "jobs" / f"{run}.log"
+        return path.read_text() if path.exists() else ""
+
+    def training(self, node=None, but=()):
+        """A run that has a checkpoint and is not evaluated yet."""
+        where = dict(
+            line.split() for line in self.slurm("squeue", "--array", "-h", "-t", "R", "-o", "%i %N").splitlines()
+        )
+        for path in (self.project.root / "jobs").glob("*.json"):
+            on, run = where.get(self.job(path.stem)), path.stem
+            begun = (self.project.root / "checkpoints" / f"{run}.pt").exists()
+            if begun and on and node in (None, on) and run not in but:
+                return run
+        return None
+
+    def caught(self, **which):
+        found = []
+        self.slurm.wait(lambda: found.append(self.training(**which)) or found[-1])
+        return found[-1]
+
+    def wait(self):
+        self.slurm.wait(lambda: self.slurm("squeue", "--noheader", "--all").strip() == "", 1800)
+
+
+def table(project):
+    """The table's numbers, whatever it cost."""
+    rows = [line.split(",") for line in (project.root / "report/tables/ablation-digits.csv").read_text().splitlines()]
+    cost = rows[0].index("seconds a seed")
+    return [row[:cost] + row[cost + 1 :] for row in rows]
+
+
+def files(project):
+    names = ("weights.safetensors", "goodness.safetensors", "metrics.json")
+    return {
+        str(path.relative_to(project.root)): path.read_bytes()
+        for name in names
+        for path in (project.root / "runs").glob(f"*/*/{name}")
+    }
+
+
+def test_the_ablation_by_slurm_is_the_one_without_byte_for_byte(slurm, project_in, tmp_path):
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    one = Submitted(project_in(tmp_path / "with"), slurm)
+    assert one.run("submit", "ablation-digits", "--slurm").stdout.startswith("20 of 20 runs submitted")
+    again = one.run("submit", "ablation-digits", "--slurm")  # at once: nothing twice
+    assert again.stdout.startswith("0 of 20 runs submitted")
+    assert again.stderr.count("already, left alone") == 20
+    assert {word for word, _ in one.states().values()} <= {"queued", "running", "done"}
+
+    warned = one.caught()  # as before a time limit, and at preemption
+    slurm("scancel", "--signal=USR2", one.job(warned))
+    requeued = one.caught(but=[warned])
+    slurm("scontrol", "requeue", one.job(requeued))
+    waiting = [run for run, (word, _) in one.states().items() if word == "queued"]
+    cancelled = next(run for run in reversed(waiting) if run not in (warned, requeued))
+    slurm("scancel", one.job(cancelled))
+    lost = one.caught(node="n2", but=[warned, requeued])
+    slurm.daemons["n2"].send_signal(signal.SIGKILL)
+    slurm.daemons["n2"].wait()
+    slurm.wait(lambda: "down" in slurm("sinfo", "--noheader", "--nodes=n2", "--format=%T"))
+    slurm.node("n2")
+    one.wait()
+
+    states = one.states("ablation-digits")
+    assert {run for run, (word, _) in states.items() if word != "done"} == {cancelled}, (states, slurm.said())
+    assert states[cancelled][0] == "failed"
+    for run in (warned, requeued):
+        assert re.search(r"going on after epoch \d+", one.log(run)), one.log(run)
+    assert re.search(r"going on after epoch|waiting until", one.log(lost)), one.log(lost)
+    assert one.run("submit", "ablation-digits", "--slurm").stdout.startswith("1 of 20 runs submitted")
+    one.wait()
+    assert {word for word, _ in one.states("ablation-digits").values()} == {"done"}
+
+    without = project_in(tmp_path / "without")
+    Submitted(without, slurm)
+    assert without.run("ffrepro", "reproduce", "ablation-digits").returncode in (0, 3, 4)
+    done = one.project.run("dvc", "repro", "--dry", "verdict@ablation-digits-deep")  # by DVC itself, without ours
+    assert "Running stage 'train" not in done.stdout, done.stdout
+    reported = one.project.run("ffrepro", "reproduce", "ablation-digits")
+    assert reported.returncode in (0, 3, 4)
+    assert "Running stage 'report" in reported.stderr
+    assert "Running stage 'train" not in reported.stderr
+    assert "Running stage 'evaluate" not in reported.stderr
+    assert table(one.project) == table(without)
+    assert files(one.project) == files(without)
+    assert len(files(without)) == 60
+
+
+def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
+    one = Submitted(project, slurm)
+    project.edit("params.yaml", "seeds: [0, 1]", "seeds: [0]")
+    project.edit("params.yaml", "blocks: 4 8P 8", "blocks: 32 64P 64 64")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+    one.cluster(minutes=1, warning=30)
+    assert one.run("submit", "digits", "--slurm").stdout.startswith("1 of 1 runs submitted")
+    one.wait()
+    assert one.states()["digits-0"][0] == "done", one.log("digits-0")
+    assert "going on after epoch" in one.log("digits-0")
+
+
+def test_what_slurm_refuses_is_a_line(slurm, project):
+    one = Submitted(project, slurm)
+    one.cluster(partition="nowhere")
+    done = one.run("submit", "digits", "--slurm", code=2)
+    assert re.fullmatch(
+        r"(.*\n)*ffrepro: Slurm refused the jobs: .*invalid partition.*; see cluster.yaml\n", done.stderr
+    )
+    assert one.states() == {}

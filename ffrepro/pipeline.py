@@ -106,10 +106,14 @@ def note(project: Layout, stages: list[str]) -> None:
 
 def check_lock(project: Layout) -> None:
     """Raise UserError where dvc.lock is not whole: DVC writes it in place, and would not say what to do."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
     path = project.root / "dvc.lock"
     try:
-        config.read_yaml(path) if path.exists() else None
-    except UserError:
+        if path.exists() and (content := config.read_yaml(path)) is not None:  # an empty one is as good as none to DVC
+            COMPILED_LOCKFILE_SCHEMA(content)
+    except (UserError, Invalid):
         raise UserError("dvc.lock: cut off while DVC wrote it; delete it: finished stages run again") from None
 
 

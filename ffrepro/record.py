@@ -109,6 +109,8 @@ def environment(device: "torch.device") -> dict[str, Any]:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
         if not portable():  # the libraries know more kinds of CPU than PyTorch's name for the instruction set tells
             facts["model"] = cpu_model()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        facts["processes"] = torch.distributed.get_world_size()
     kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"
     profile = {"profile": "portable"} if portable() else {}
     return facts | {"kernels": kernels, "machine": platform.machine()} | profile
@@ -167,7 +169,8 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
 
     Whatever stops the writer, the old content stays and nothing half-written is left.
     """
-    part = path.with_name(path.name + ".part")
+    # a node that Slurm has given up may still write what another one now writes too, on a file system without locks
+    part = path.with_name(".".join(filter(None, (path.name, os.environ.get("SLURMD_NODENAME"), "part"))))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -142,7 +142,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             for run in chosen:
                 project.log(*run).unlink(missing_ok=True)
             trainings = [Training(project.root, run, start, settings) for run in chosen]
-            made = _submitted(executor, trainings)
+            made = submitted(executor, trainings)
             for run, job in zip(chosen, made, strict=True):
                 jobs.write_down(project, run, job)
             ids.append(made[0].partition("_")[0])
@@ -154,7 +154,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
                 dependency=f"afterany:{':'.join(ids)}",
                 **_common(cluster),
             )
-            _submitted(executor, [Note(project.root, runs)])
+            submitted(executor, [Note(project.root, runs)])
     return fresh
 
 
@@ -170,7 +170,7 @@ def _common(cluster: Cluster) -> dict[str, object]:
     }
 
 
-def _submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | list[Note]") -> list[str]:
+def submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | list[Note]") -> list[str]:
     """The jobs' ids. Raises UserError with what Slurm says against them."""
     from submitit.core.utils import FailedJobError
 

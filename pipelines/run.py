@@ -2,13 +2,20 @@
 
 import sys
 
-from ffrepro import errors
+from ffrepro import config, errors, jobs, layout, lock
+from ffrepro.progress import say
 from pipelines import evaluate, train
 
 
 def main(name: str, seed: str) -> None:
-    train.main(name, seed)
-    evaluate.main(name, seed)
+    project, run = layout.find(), jobs.Run(name, int(seed))
+    # A node that Slurm has lost may go on with a job that it has queued again: this one waits, and finds it done.
+    with lock.alone(project.lock(f"{run}-job"), f"the job of {run}"):
+        if not jobs.lacking(project, config.load(project.params), run):
+            say(f"{run}: done already")
+            return
+        train.main(name, seed)
+        evaluate.main(name, seed)
 
 
 if __name__ == "__main__":

@@ -143,4 +143,5 @@ def test_killed_at_random_instants_the_same_command_ends_in_the_same_bytes(proje
         assert not [*project.root.rglob("*.part")]
         told["after it had ended" if killed is None else f"in {killed.stage or 'DVC or between stages'}"] += 1
         told.update(remedy)
+        print(f"{n + 1} of {KILLS}: {killed}", flush=True)
     print(f"\n{KILLS} kills within {whole_time:.1f} s, seed {SEED}: {dict(told)}")

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from ffrepro import config
+from ffrepro import config, layout, pipeline
+from ffrepro.errors import UserError
 
 PLUMBING = {"__init__", "checkpoint", "config", "devices", "errors", "layout", "lock", "progress", "record"}
 """Modules that carry numbers from place to place but do not make them: editing a progress bar must not retrain the
@@ -232,6 +233,37 @@ def test_a_signal_before_a_stage_has_begun_is_no_traceback(project):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert (process.communicate()[1], process.returncode) == ("", 130)
+
+
+def test_a_lock_that_was_cut_off_anywhere_is_told_of_as_far_as_dvc_would_stumble(project):
+    whole = """schema: '2.0'
+stages:
+  prepare@digits:
+    cmd: python -m pipelines.prepare digits
+    outs:
+    - path: data/digits.safetensors
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdef
+      size: 12
+"""
+    path, told = project.root / "dvc.lock", set()
+    for cut in range(len(whole)):
+        path.write_text(whole[:cut])
+        try:
+            pipeline.check_lock(layout.Layout(project.root))
+        except UserError:
+            told.add(cut)
+    for text in ("", "schema: '2.0'\nstages:\n  p:\n    cmd: x\n", whole):
+        path.write_text(text)
+        pipeline.check_lock(layout.Layout(project.root))
+    # "sch", "schema", "schema: '2" and a stage without its command, for which DVC has a line of its own alone
+    assert told >= {3, 6, len("schema: '2"), len("schema: '2.0'\nstages:\n  prepare")}
+    for cut in sorted(told)[:: len(told) // 4]:
+        path.write_text(whole[:cut])
+        assert project.run("dvc", "repro", "prepare@digits").returncode == 255
+        done = project.run("ffrepro", "reproduce", "digits")
+        assert done.stderr.endswith("dvc.lock: cut off while DVC wrote it; delete it: finished stages run again\n")
+        assert "Traceback" not in done.stderr
 
 
 def group(leader):

@@ -206,7 +206,7 @@ def test_the_ablation_by_slurm_is_the_one_without_byte_for_byte(slurm, project_i
     assert states[cancelled][0] == "failed"
     for run in (warned, requeued):
         assert re.search(r"going on after epoch \d+", one.log(run)), one.log(run)
-    assert re.search(r"going on after epoch|waiting until", one.log(lost)), one.log(lost)
+    assert re.search(r"going on after epoch|waiting until|done already", one.log(lost)), one.log(lost)
     assert one.run("submit", "ablation-digits", "--slurm").stdout.startswith("1 of 20 runs submitted")
     one.wait()
     assert {word for word, _ in one.states("ablation-digits").values()} == {"done"}

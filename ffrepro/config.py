@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -269,7 +269,23 @@ class _Written(Section):
 
 
 def load(path: Path) -> Params:
-    """Read and check the whole file. Raises UserError with one line per mistake, however many rows inherit it."""
+    """Read and check the whole file. Raises UserError with one line per mistake, however many rows inherit it.
+
+    What did not change is not read again: a report asks ten times, and a file of 100 rows takes a second.
+    """
+    try:
+        its = path.stat()
+    except OSError:
+        return _load(path)
+    return _loaded(path.absolute(), (its.st_mtime_ns, its.st_size, its.st_ino))
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path, state: tuple[int, ...]) -> Params:
+    return _load(path)
+
+
+def _load(path: Path) -> Params:
     written = checked(_Written, read_yaml(path), path.name)
     rows = {name: row or {} for name, row in written.experiments.items()}
     lines = list(_mistakes_in_defaults(written.defaults))

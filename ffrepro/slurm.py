@@ -133,7 +133,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             executor.update_parameters(
                 job_name="ffrepro",
                 cpus_per_task=cluster.cpus,
-                mem=cluster.memory,
+                mem=f"{cluster.memory}G",
                 array_parallelism=cluster.parallel,
                 signal_delay_s=cluster.warning,
                 gres=cluster.gpu if kind == "cuda" else None,
@@ -175,7 +175,9 @@ def submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | l
     from submitit.core.utils import FailedJobError
 
     try:
-        return [job.job_id for job in executor.map_array(lambda function: function(), functions)]
+        with executor.batch():  # themselves, since submitit asks them for a checkpoint
+            made = [executor.submit(function) for function in functions]
+        return [job.job_id for job in made]
     except FailedJobError as error:
         said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()[-1:]
         raise UserError(f"Slurm refused the jobs: {config.plain(said[0])}; see cluster.yaml") from None

@@ -17,8 +17,8 @@ def main(*names: str) -> None:
     with Repo() as repo, lock_repo(repo):
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
         for stage in stages:
-            stage.save()
-            stage.commit()
+            stage.save(run_cache=False)  # a second store of the same, for half the time
+            stage.commit(relink=False)
         stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 
 

@@ -1,8 +1,9 @@
 """How the cost of runs grows with their number: `python -m pipelines.scale 1 10 100 1000`.
 
-Makes projects of so many run folders, up to 5 seeds a row, by copying one real run under other names, and measures what
-is done once for all of them: `ffrepro status`, entering them into dvc.lock, the summaries and verdicts of their rows,
-`ffrepro report`; with --slurm also how long submitting so many jobs takes, which are held and cancelled.
+Makes projects of so many run folders, up to 20 seeds a row, all rows in one table, by copying one real run under other
+names, and measures what is done once for all of them: `ffrepro status`, entering them into dvc.lock, the summaries and
+verdicts of their rows, the tables, and `ffrepro report`, which also draws figures; with --slurm also how long
+submitting so many jobs takes, which are held and cancelled.
 """
 
 import argparse
@@ -22,14 +23,15 @@ from ffrepro.targets import read_targets, target_of
 from ffrepro.verdict import verdict
 from pipelines import run as job
 
-SEEDS = 5
-COPIED = ("paper.yaml", "deviations.yaml", "dvc.yaml", ".dvcignore", "ffrepro", "pipelines", ".dvc")
+SEEDS = 20
+COPIED = ("deviations.yaml", "dvc.yaml", ".dvcignore", "ffrepro", "pipelines", ".dvc")
 COLUMNS = {
     "runs": "{}",
     "submit (ms a run)": "{:.1f}",
     "status (s)": "{:.1f}",
     "into dvc.lock (s)": "{:.1f}",
     "summaries and verdicts (s)": "{:.1f}",
+    "tables (s)": "{:.1f}",
     "ffrepro report (s)": "{:.1f}",
     "files a run": "{}",
     "KiB a run": "{:.0f}",
@@ -55,6 +57,9 @@ def project_of(runs: int, source: Layout, root: Path) -> tuple[Layout, list[jobs
     for name in names:
         given["experiments"][name] = {"like": "digits", "seeds": list(range(10, 10 + min(SEEDS, runs)))}
     record.write_json(given, root / "params.yaml")  # JSON is YAML
+    paper = config.read_yaml(source.paper)
+    paper["tables"]["scale"] = {"title": "Copies of one run", "rows": {name: {"whole": name} for name in names}}
+    record.write_json(paper, root / "paper.yaml")
     project = Layout(root)
     params = config.load(project.params)
     pipeline.write_graph(params, project)
@@ -80,9 +85,7 @@ def seconds(what: Callable[[], object]) -> float:
 
 def command(project: Layout, *arguments: str) -> Callable[[], object]:
     def call() -> None:
-        subprocess.run(
-            [sys.executable, "-m", "ffrepro", *arguments], cwd=project.root, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([sys.executable, "-m", *arguments], cwd=project.root, check=True, stdout=subprocess.DEVNULL)
 
     return call
 
@@ -102,7 +105,7 @@ def submission(project: Layout, runs: list[jobs.Run]) -> float | None:
     import submitit
 
     executor = submitit.SlurmExecutor(project.jobs / "slurm" / "%j")
-    executor.update_parameters(time=1, mem=1, additional_parameters={"hold": True})
+    executor.update_parameters(time=1, mem="1G", additional_parameters={"hold": True})
     made: list[str] = []
     trainings = [slurm.Training(project.root, run, [], {}) for run in runs]
     spent = seconds(lambda: made.extend(slurm.submitted(executor, trainings)))
@@ -117,12 +120,13 @@ def measure(runs: int, source: Layout, with_slurm: bool) -> dict[str, Any]:
         files = [path for path in project.run(*made[0]).iterdir() if path.is_file()]
         spent = {
             "submit (ms a run)": 1000 * (submission(project, made) or 0) if with_slurm else None,
-            "status (s)": seconds(command(project, "status")),
+            "status (s)": seconds(command(project, "ffrepro", "status")),
             "into dvc.lock (s)": seconds(lambda: jobs.note(project, params, made)),
         }
         whole = [name for name in names if len(params.experiments[name].seeds) == sum(r.name == name for r in made)]
         spent["summaries and verdicts (s)"] = seconds(lambda: summaries(project, params, whole))
-        spent["ffrepro report (s)"] = seconds(command(project, "report"))
+        spent["tables (s)"] = seconds(command(project, "pipelines.table"))
+        spent["ffrepro report (s)"] = seconds(command(project, "ffrepro", "report"))
         size = sum(path.stat().st_size for path in files)
         return {"runs": runs, **spent, "files a run": len(files), "KiB a run": size / 1024}
 

@@ -797,3 +797,56 @@ def test_a_mistake_is_told_where_it_stands_and_once(sound, tmp_path):
 
 def test_the_schema_knows_like(schema):
     assert schema["$defs"]["Experiment"]["properties"]["like"]["type"] == "string"
+
+
+def test_the_canonical_text_of_a_row_is_sorted_and_indented(params):
+    row = params.experiments["digits"]
+    content = row.model_dump(mode="json")
+    assert config.canonical(row) == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    assert list(json.loads(config.canonical(row))) == sorted(content)
+
+
+def test_a_file_that_is_read_again_is_read_anew_where_it_changed(root, tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (root / "params.yaml").read_text()
+    path.write_text(text)
+    first = config.load(path)
+    assert config.load(path) is first
+    path.write_text(text.replace("seeds: [0, 1, 2]", "seeds: [0, 1]"))
+    assert config.load(path).seeds == (0, 1)
+    path.unlink()
+    with pytest.raises(UserError, match=r"^params.yaml: no such file"):
+        config.load(path)
+
+
+class Words(config.Section):
+    many: list[str]
+    one: str
+    flag: int
+    mapping: dict[config.Name, int]
+
+
+def test_what_is_wrong_is_said_in_these_words():
+    long = "x" * 61
+    given = {"many": [1], "one": True, "flag": False, "mapping": {"a": long}}
+    with pytest.raises(UserError) as error:
+        config.checked(Words, given, "f.yaml")
+    assert str(error.value).splitlines() == [
+        "f.yaml: many.0: given 1; allowed: text",
+        "f.yaml: one: given true; allowed: text",
+        "f.yaml: flag: given false; allowed: a whole number",
+        f"f.yaml: mapping.a: given '{long[:56]}...; allowed: a whole number",
+    ]
+    with pytest.raises(UserError) as error:
+        config.checked(Words, {"many": None, "one": "", "flag": "x" * 58, "mapping": {"a": "x" * 59}}, "f.yaml")
+    assert str(error.value).splitlines() == [
+        "f.yaml: many: given nothing; allowed: a list, not empty, of text",
+        f"f.yaml: flag: given '{'x' * 58}'; allowed: a whole number",
+        f"f.yaml: mapping.a: given '{'x' * 56}...; allowed: a whole number",
+    ]
+
+
+def test_words_of_a_file_stand_on_one_line_of_at_most_300_characters():
+    assert config.plain("a\nb\x1b[31m\u202e") == r"a\nb\x1b[31m\u202e"
+    assert config.plain("x" * 300) == "x" * 300
+    assert config.plain("x" * 301) == "x" * 297 + "..."

@@ -52,3 +52,14 @@ def test_wrong_labels_are_uniform_and_never_the_true_one():
     off_diagonal = counts[~torch.eye(10, dtype=torch.bool)].double()
     chi_square = ((off_diagonal - 1000) ** 2 / 1000).sum()  # 80 degrees of freedom: 99.9 % lie below 124.8
     assert chi_square < 124.8
+
+
+def test_the_gradient_is_autograds_of_a_single_sample_too():
+    ours, theirs = (torch.tensor([[1.0, -2.0, 3.0]], requires_grad=True) for _ in range(2))
+    goodness(ours).sum().backward()
+    theirs.square().mean(1).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_wrong_label_is_that_many_places_further_round():
+    assert wrong_labels(torch.tensor([0, 7, 9]), torch.tensor([1, 5, 9]), 10).tolist() == [1, 2, 8]

@@ -364,3 +364,76 @@ def test_a_record_names_fast_kernels():
     finally:
         determinism.switch_on()
     assert record.environment(torch.device("cpu"))["kernels"] == "deterministic"
+
+
+def test_files_are_indented_for_people(tmp_path):
+    record.write_json({"a": [1]}, tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    1\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_in_json_is_named(tmp_path, word):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": {word}}}')
+    with pytest.raises(UserError) as error:
+        record.read_json(path)
+    why = f"{word} is no number in JSON"
+    assert str(error.value) == f"{path}: not JSON ({why}); delete it and run the stage that writes it again"
+
+
+@pytest.mark.parametrize("level", ['{{"a": {}}}', "[{}]"])
+def test_json_has_so_many_levels_at_most(tmp_path, level):
+    path, text = tmp_path / "a.json", "1"
+    for _ in range(record.DEEP):
+        text = level.format(text)
+    path.write_text(text)
+    record.read_json(path)
+    path.write_text(level.format(text))
+    with pytest.raises(UserError) as error:
+        record.read_json(path)
+    why = f"nested more than {record.DEEP} deep"
+    assert str(error.value) == f"{path}: not JSON ({why}); delete it and run the stage that writes it again"
+
+
+def test_the_line_about_a_damaged_file_says_what_safetensors_says_and_no_more_than_200_characters_of_it(tmp_path):
+    path = tmp_path / "w.safetensors"
+    header = b'{"' + b"x" * 5000 + b'":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError) as error:
+        record.read_tensors(path)
+    why = str(error.value).removeprefix(f"{path}: not a whole safetensors file (")
+    why = why.removesuffix("); delete it and run again")
+    assert 10 < len(why) <= 200
+    assert "eader" in why
+
+
+@pytest.mark.parametrize("said", ["not a hash", None])
+def test_a_header_without_a_hash_is_not_quoted(tmp_path, said):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(save({"a": torch.zeros(1)}, {"sha256": said} if said else None))
+    with pytest.raises(UserError, match=r"hash to [0-9a-f]{64}, not to what its header says; delete it and run again$"):
+        record.read_tensors(path)
+
+
+def test_writing_leaves_its_own_error_where_the_half_written_file_is_gone(tmp_path):
+    def writer(part):
+        part.write_text("half")
+        part.unlink()
+        raise RuntimeError("the disk was pulled out")
+
+    with pytest.raises(RuntimeError, match="pulled out"):
+        record.write(tmp_path / "a", writer)
+
+
+def test_a_node_of_slurms_writes_under_a_name_of_its_own(tmp_path, monkeypatch):
+    names = []
+
+    def writer(part):
+        names.append(part.name)
+        part.write_text("whole")
+
+    record.write(tmp_path / "a", writer)
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    record.write(tmp_path / "a", writer)
+    assert names == ["a.part", "a.n1.part"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -8,6 +8,8 @@ nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
 nox -s slurm            a Slurm of two nodes on this machine, and the digits ablation by it
 nox -s image            the container image, built and tried by a running engine
+nox -s mutation         which changes of the core's code no test would notice; hours
+nox -s coverage         the branches that the core's own tests take
 nox -s audit            licences of what is locked, and whether anything in it is known to be vulnerable
 nox -s dev              .venv with everything, for daily use
 nox -s lint, types, slow, lock
@@ -32,6 +34,7 @@ LOCKS = {  # what each lock is compiled from
     "dev": ["pyproject.toml", "--group", "dev"],
     "browser": ["pyproject.toml", "--group", "browser"],
     "image": ["pyproject.toml"],
+    "mutation": ["pyproject.toml", "--group", "mutation"],
     "audit": ["pyproject.toml", "--group", "build", "--group", "audit"],
     "image-build": ["--group", "image"],
 }
@@ -123,6 +126,43 @@ def image(session: nox.Session) -> None:
         )
     install(session, "dev")
     session.run("pytest", "-s", "-m", "image and not slow", *session.posargs)
+
+
+CORE = [
+    "config",
+    "claims",
+    "engine",
+    "evaluation",
+    "goodness",
+    "negatives",
+    "network",
+    "record",
+    "step",
+    "training",
+    "verdict",
+]
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the core's code in a thousand ways, one at a time, and list those that its tests do not notice.
+
+    Takes hours and goes on where it was stopped; arguments are names of mutants, such as "ffrepro.verdict*".
+    """
+    install(session, "mutation")
+    session.run("mutmut", "run", "--max-children", "2", *session.posargs, env={"FFREPRO_THREADS": "1"})
+    session.run("mutmut", "results")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """What the core's own tests leave out of it, line by line and branch by branch; fails below 95 %."""
+    install(session, "mutation")
+    tests = [f"tests/test_{name}.py" for name in [*CORE, "fuzz", "cli"]]
+    session.run("coverage", "run", "-m", "pytest", *tests, *session.posargs)
+    session.run("coverage", "combine")
+    modules = ",".join(f"ffrepro/{name}.py" for name in CORE)
+    session.run("coverage", "report", "--show-missing", "--fail-under=95", f"--include={modules}")
 
 
 LICENCES = """# Licences

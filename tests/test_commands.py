@@ -31,6 +31,7 @@ ON_RESULTS = [
     ("ffrepro verify results/digits", 0),
     ("ffrepro export results/digits --to crate", 0),
     ("ffrepro report", 0),
+    ("ffrepro status", 0),
 ]
 # In a copy whose CPU rows take a moment each, without a GPU: 5 says that one is needed.
 ON_RUNS = [
@@ -60,6 +61,13 @@ ELSEWHERE = {
     "nox -s chaos -- tests/test_chaos.py": "by hand",
     "nox -s slow -- tests/test_training.py": "by hand",
     "nox -s audit": "by hand",
+    "nox -s slurm": "by hand",
+    "ffrepro submit headline ablation --slurm": "tests/test_slurm.py, with another table",
+    "ffrepro submit cifar10 --slurm": "tests/test_slurm.py, with another row",
+    "ffrepro reproduce headline": "like reproduce ablation-digits; needs a GPU",
+    "ffrepro submit ablation-digits --local 2": "tests/test_jobs.py, with another row",
+    "python -m pipelines.evaluate cifar10 0": "tests/test_parallel.py, with another row",
+    "python -m pipelines.note check@digits prepare@digits train@digits-0 evaluate@digits-0": "by `ffrepro submit`",
     "nox -s image": ".ci/run",
     "nox -s image -- -m image": "by hand",
     f"{BUILDING} -t ffrepro .": "tests/test_image.py",

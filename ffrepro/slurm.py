@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ffrepro import config, jobs, pipeline
-from ffrepro.config import Params, Section
+from ffrepro.config import Params, Section, impossible
 from ffrepro.errors import MachineError, UserError
 from ffrepro.jobs import Run
 from ffrepro.layout import Layout
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import submitit
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}$")]
+EARLY = 60  # seconds by which Slurm may warn a job too early; one that has only just begun would not understand
 TIMEOUT = 60  # seconds for Slurm's own commands
 
 
@@ -40,6 +41,13 @@ class Cluster(Section):
     container: str | None = Field(
         None, min_length=1, max_length=1000, description="An Apptainer image that the trainings run in."
     )
+
+    @model_validator(mode="after")
+    def _warned_while_it_runs(self) -> "Cluster":
+        least = self.warning + EARLY
+        if 60 * self.minutes <= least:
+            raise impossible([("minutes", self.minutes, f"more than warning and {EARLY} s, together {least} s")])
+        return self
 
 
 def read(path: Path) -> Cluster:

@@ -45,6 +45,7 @@ def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(proje
     assert (done.returncode, done.stdout) == (0, "2 of 2 runs done\n"), done.stderr
     assert {word for word, _ in states(one).values()} == {"done"}
     assert re.search(r"^digits-0 +done +\d+\.\d\d %$", one.run("ffrepro", "status").stdout, re.MULTILINE)
+    assert one.shell("git init -q").returncode == 0  # dvc by itself asks for git
     for stage in ("train@digits-0", "evaluate@digits-1", "check@digits", "prepare@digits"):
         assert f"Stage '{stage}' didn't change" in one.run("dvc", "repro", "--single-item", stage).stdout
     reported = one.run("ffrepro", "reproduce", "digits")
@@ -80,16 +81,17 @@ def test_stopped_local_jobs_end_in_order_and_go_on(project):
 
 def test_a_run_that_fails_is_told_of_and_the_others_count(project):
     shrink(project)
-    project.edit("params.yaml", "lr: 0.002", "lr: 1.0e+38")
-    project.edit("params.yaml", "seeds: [0, 1]", "seeds: [0]")
-    assert project.run("ffrepro", "params", "graph").returncode == 0
-    done = project.run("ffrepro", "submit", "digits", "--local", "1")
-    assert (done.returncode, done.stdout) == (1, "0 of 1 runs done\n")
-    line = r"digits-0: training: the loss of block \d is no number in step \d+ of epoch 1; .*"
-    assert re.search(rf"^ffrepro: {line}$", done.stderr, re.MULTILINE)
-    word, of = states(project)["digits-0"]
-    assert word == "failed"
-    assert re.fullmatch(line.removeprefix("digits-0: "), of)
+    project.stages(["prepare", "digits"])
+    path = project.root / "data" / "digits.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = project.run("ffrepro", "submit", "digits", "--local", "2")
+    assert (done.returncode, done.stdout) == (1, "0 of 2 runs done\n")
+    lines = re.findall(r"^ffrepro: (digits-\d): (.*)$", done.stderr, re.MULTILINE)
+    assert [run for run, _ in lines] == ["digits-0", "digits-1"]
+    assert all("digits.safetensors: not a whole safetensors file" in of for _, of in lines)
+    assert states(project) == {run: ("failed", of) for run, of in lines}
+    path.unlink()  # what the line says to do
+    assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +173,22 @@ def test_what_cannot_be_submitted_is_a_line(project):
     (project.root / "cluster.yaml").write_text("partitoin: gpu\nminutes: 0\n")
     assert line("digits", "--slurm") == (
         2,
-        "ffrepro: cluster.yaml: minutes: given 0; allowed: a whole number from 1 to 43200\n"
+        "ffrepro: cluster.yaml: minutes: given 0; allowed: a whole number, at least 1, at most 43200\n"
         "ffrepro: cluster.yaml: partitoin: given an unknown key (did you mean partition?); "
         f"allowed: {', '.join(slurm.Cluster.model_fields)}\n",
     )
     assert not (project.root / "jobs").exists()
+
+
+def test_a_job_is_not_warned_before_it_can_understand(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("minutes: 2\nwarning: 60\n")
+    with pytest.raises(UserError) as error:
+        slurm.read(path)
+    assert str(error.value) == "cluster.yaml: minutes: given 2; allowed: more than warning and 60 s, together 120 s"
+    path.write_text("minutes: 2\nwarning: 59\n")
+    assert slurm.read(path).minutes == 2
+    assert slurm.read(tmp_path / "none.yaml") == slurm.Cluster()
 
 
 @pytest.mark.parametrize("given", ["a b", "$(reboot)", "--exclusive", "x\n#SBATCH --uid=0", ""])

@@ -69,8 +69,7 @@ def project(project_in, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("name", "processes"), [("digits", 4), *((name, 2) for name in ROWS)])
 def test_two_steps_gradients_and_statistics_are_those_of_one_process(
     project, root, tmp_path, monkeypatch, name, processes
 ):

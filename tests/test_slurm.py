@@ -240,7 +240,7 @@ def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
     one.wait()
     assert one.states()["digits-0"][0] == "done", one.log("digits-0")
     assert "going on after epoch" in one.log("digits-0")
-    assert "--mem=2G" in next((project.root / "jobs" / "slurm").glob("*/*.sh")).read_text()
+    assert "--mem=2G" in next((project.root / "jobs" / "slurm" / one.job("digits-0")).glob("*.sh")).read_text()
 
 
 def test_what_slurm_refuses_is_a_line(slurm, project):

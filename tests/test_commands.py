@@ -62,6 +62,8 @@ ELSEWHERE = {
     "nox -s slow -- tests/test_training.py": "by hand",
     "nox -s audit": "by hand",
     "nox -s slurm": "by hand",
+    "nox -s mutation": "by hand, in parts",
+    "nox -s coverage": "by hand, in parts",
     "python -m pipelines.scale 1 10 100 1000 --slurm": "by hand",
     "ffrepro submit headline ablation --slurm": "tests/test_slurm.py, with another table",
     "ffrepro submit cifar10 --slurm": "tests/test_slurm.py, with another row",

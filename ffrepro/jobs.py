@@ -55,15 +55,20 @@ def prepare(project: Layout, params: Params, runs: Iterable[Run], settings: dict
 
     A row that needs a GPU is checked here without one: the machine that submits is not the one that computes.
     """
-    rows = {run.name: config.experiment(params, run.name) for run in runs}
-    for name, row in rows.items():
-        content = config.canonical(row)
-        path = project.experiment(name)
-        if not path.exists() or path.read_text() != content:
-            record.write_text(content, path)
+    rows = _check(project, params, runs)
     for data in dict.fromkeys(row.data.name for row in rows.values()):
         if not project.data(data).exists():
             pipeline.run_stage(project, settings, "prepare", data)
+
+
+def _check(project: Layout, params: Params, runs: Iterable[Run]) -> dict[str, config.Experiment]:
+    """What the check stage does, for the rows of these runs; returns them."""
+    rows = {run.name: config.experiment(params, run.name) for run in runs}
+    for name, row in rows.items():
+        content, path = config.canonical(row).encode(), project.experiment(name)
+        if not path.exists() or path.read_bytes() != content:
+            record.write_bytes(content, path)
+    return rows
 
 
 def lacking(project: Layout, params: Params, run: Run) -> str:
@@ -104,8 +109,10 @@ def submitted(project: Layout) -> dict[Run, dict[str, Any]]:
     found = {}
     for path in sorted(project.jobs.glob("*.json")):
         name, _, seed = path.stem.rpartition("-")
-        if seed.isdecimal():
-            found[Run(name, int(seed))] = record.read_json(path)
+        its = record.read_json(path)
+        if not (seed.isdecimal() and isinstance(its, dict) and its.keys() == {"job", "process"}):
+            raise UserError(f"{path}: not what `ffrepro submit` writes; delete it, and the run may be submitted again")
+        found[Run(name, int(seed))] = its
     return found
 
 
@@ -177,7 +184,7 @@ def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
     fresh = [run for run in runs if not _noted(project, run, noted) and not lacking(project, params, run)]
     if not fresh:
         return []
-    rows = {run.name: config.experiment(params, run.name) for run in fresh}
+    rows = _check(project, params, fresh)  # params.yaml may have changed since: DVC is told of a check of now
     stages = [f"check@{name}" for name in rows]
     stages += dict.fromkeys(f"prepare@{row.data.name}" for row in rows.values())
     stages += [f"{stage}@{run}" for run in fresh for stage in ("train", "evaluate")]

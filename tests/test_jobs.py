@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,31 @@ def made(project_in, tmp_path_factory):
     shrink(project)
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
     return layout.Layout(project.root)
+
+
+def test_what_was_edited_since_a_run_was_made_counts(made, tmp_path):
+    """A run that DVC does not know of yet, and a row whose rule has changed in between."""
+    shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache", "dvc.lock"))
+    root = tmp_path / "project"
+    path = root / "params.yaml"
+    assert "margin: 3" in path.read_text()
+    path.write_text(path.read_text().replace("margin: 3", "margin: 2"))
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-m", "ffrepro", "reproduce", "digits"], cwd=root, env=env, capture_output=True, text=True
+    )
+    assert done.returncode in (0, 3, 4), done.stderr
+    assert "lies within ±2 points" in done.stdout
+    assert re.findall(r"Running stage '(\w+)", done.stderr) == ["report", "verdict"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{"])
+def test_a_note_of_a_submission_that_is_none_is_a_line(tmp_path, content):
+    project = layout.Layout(tmp_path)
+    project.jobs.mkdir()
+    project.job("digits", 0).write_text(content)
+    with pytest.raises(UserError, match=r"digits-0.json: not "):
+        jobs.submitted(project)
 
 
 def changed(path, **values):

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ffrepro import checkpoint as saved_state
 from ffrepro import config, data, determinism, errors, evaluation, layout, record, training
 from ffrepro.errors import UserError
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     data.fetch(row.data.name, downloads, mirror=options.mirror, offline=True, say=say)
     train, test = data.read(row.data.name, downloads)
     train, held_out = data.held_out(train, row.data.held_out)
-    watched = test if options.curve else held_out if row.data.held_out else None
+    watched = test[: options.curve] if options.curve else held_out if row.data.held_out else None
     history: list[dict[str, Any]] = []
 
     def finished(entry: dict[str, Any]) -> None:
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         )
     except Pause:
         record.write_csv(history, options.out / "history-of-this-piece.csv")
+        record.write_json(saved_state.read(checkpoint, torch.device("cpu"))["chain"], options.out / "chain.json")
         say(f"paused after epoch {history[-1]['epoch']} of {row.training.epochs}: call again")
         return PAUSED
     if options.curve:  # a diagnostic: it chooses nothing
@@ -134,7 +136,13 @@ def main(*arguments: str) -> int:
     there.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
     there.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     there.add_argument("--mirror", help="folder with the data set in torchvision's layout")
-    there.add_argument("--curve", action="store_true", help="test accuracy after each epoch, as a diagnostic")
+    there.add_argument(
+        "--curve",
+        type=int,
+        default=0,
+        metavar="IMAGES",
+        help="accuracy of the first so many test images after each epoch, as a diagnostic",
+    )
     there.add_argument("--fast", action="store_true", help="kernels picked by timing: quicker, not repeatable")
     home = commands.add_parser("bring", help="make a run of what came back")
     home.set_defaults(command=bring)

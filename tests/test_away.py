@@ -102,7 +102,7 @@ def test_real_images_with_nothing_but_torch_numpy_and_pydantic(project):
     project.edit("params.yaml", "  epochs: 200", "  epochs: 2")
     project.edit("params.yaml", "precision: float16", "precision: bfloat16")
     project.stages(["check", "mnist"])
-    paused, out = pieces(project, "mnist", 0, "--mirror", mirror, "--curve")
+    paused, out = pieces(project, "mnist", 0, "--mirror", mirror, "--curve", "100")
     assert paused == 1
     header = (out / "history.csv").read_text().splitlines()[0].split(",")
     assert header[-3:] == ["test_1", "test_2", "test_3"]

@@ -1,0 +1,286 @@
+"""What the engine costs on a CUDA GPU, and where the time goes: `python -m pipelines.gpu --out DIR`.
+
+For a borrowed machine, where minutes count: all in one process, with what `pipelines/away.py` needs and nothing more.
+Writes DIR/gpu.json and DIR/gpu.md: the largest difference between one float32 step on the CPU and on the GPU, block by
+block; seconds per epoch and peak memory of each network, precision and kind of kernels, the contestants in turn, round
+after round, medians; the plain loop's; the floor; and the kernels that a step of the first contestant spends its time
+in. Images are random pixels. Each part that fails says so in the file and leaves the others standing.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ffrepro import bench, config, determinism, errors, layout, negatives, record
+from ffrepro.config import Experiment
+from ffrepro.data import Split
+from ffrepro.engine import Engine, draw
+from ffrepro.step import optimizers
+from ffrepro.training import build
+
+NETWORKS = {"large": "cifar10", "small": "ablation-symba-batch-overlapping"}  # the row whose network it is
+CONTESTANTS = [
+    ("large", "float16", "deterministic"),
+    ("large", "float16", "fast"),
+    ("large", "bfloat16", "deterministic"),
+    ("large", "bfloat16", "fast"),
+    ("large", "float32", "deterministic"),
+    ("small", "float16", "deterministic"),
+    ("small", "float16", "fast"),
+    ("small", "bfloat16", "deterministic"),
+]
+KINDS = {  # of kernels, by what their names contain; the first that fits
+    "Adam": ("Adam", "multi_tensor"),
+    "pooling": ("max_pool",),
+    "norm": ("batch_norm", "bn_", "batchnorm", "layer_norm"),
+    "convolution": ("conv", "gemm", "xmma", "cutlass", "nvjet", "implicit", "dgrad", "wgrad", "fprop", "cudnn"),
+    "goodness and losses": ("reduce_kernel", "softplus", "norm_"),
+    "copies": ("Memcpy", "Memset", "copy", "CatArray"),
+}
+
+
+def engine_of(row: Experiment, device: torch.device, n: int) -> Engine:
+    """The row's engine over `n` random images."""
+    network, images = build(row, 0, device), bench._images(row, n)
+    memory = negatives.memory(n, row.classes, device)
+    return Engine(network, optimizers(network, row.training), memory, images.to(device), row, say)
+
+
+def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
+    """One float32 step on the CPU and on `device`, from the same weights and batch: per parity and learning block.
+
+    Of the loss the relative difference, of the gradients |a - b| / |a| over the block's tensors (the embedding's with
+    the first block's). Not of the new weights: Adam's first step goes by each gradient's sign, also of a tiny one's.
+    """
+    row = config.changed(row, {"training.precision": "float32"})
+    found = []
+    for parity in (0, 1):
+        sides = []
+        for where in (torch.device("cpu"), device):
+            engine = engine_of(row, where, row.training.batch)
+            engine.draws = draw(row, 0, 0, row.training.batch).to(where)
+            engine._step(parity)
+            sides.append((engine.sums[0].cpu(), engine.network))
+        (losses, mine), (others, its) = sides
+        for i, (block, other) in enumerate(zip(mine.blocks, its.blocks, strict=True)):
+            pairs = list(zip(block.parameters(), other.parameters(), strict=True))
+            if i == 0:
+                pairs += zip(mine.embedding.parameters(), its.embedding.parameters(), strict=True)  # type: ignore[union-attr, operator]
+            gradients = [(a.grad, b.grad.cpu()) for a, b in pairs if a.grad is not None and b.grad is not None]
+            if not gradients:
+                continue
+            apart = sum((a - b).double().square().sum().item() for a, b in gradients)
+            size = sum(a.double().square().sum().item() for a, _ in gradients)
+            loss, another = losses[i].item(), others[i].item()
+            found.append(
+                {
+                    "parity": parity,
+                    "block": i + 1,
+                    "loss": abs(loss - another) / loss if loss else None,  # None: the window's first block has none
+                    "gradients": (apart / size) ** 0.5,
+                }
+            )
+    return found
+
+
+def forget(device: torch.device) -> None:
+    """What was measured before, as far as memory goes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def milliseconds(row: Experiment, device: torch.device, *, fast: bool, steps: int) -> dict[str, float]:
+    """Of one step, averaged over an epoch of so many steps, and the peak memory in MiB."""
+    forget(device)
+    determinism.switch_on(fast=fast)
+    engine = engine_of(row, device, steps * row.training.batch)
+    engine.epoch(0, 0)  # runs as it is, captures, replays
+    begun = time.perf_counter()
+    engine.epoch(0, 1)  # ends when its sums are read
+    return {
+        "milliseconds": 1000 * (time.perf_counter() - begun) / steps,
+        "peak_mib": bench._peak_memory(device),
+    }
+
+
+def plain(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
+    """The plain loop's step, with the autotuning of the authors' code."""
+    forget(device)
+    determinism.switch_on(fast=True)
+    rate = bench._plain_training(row, device, steps)["images_per_second"]
+    return {
+        "milliseconds": 1000 * row.training.batch / rate,
+        "peak_mib": bench._peak_memory(device),
+    }
+
+
+def kernels(row: Experiment, device: torch.device, steps: int) -> dict[str, Any]:
+    """Milliseconds of GPU time a step, by kind of kernel and by kernel."""
+    determinism.switch_on()
+    engine = engine_of(row, device, steps * row.training.batch)
+    engine.epoch(0, 0)
+    with profile(activities=[getattr(ProfilerActivity, device.type.upper())]) as profiled:
+        engine.epoch(0, 1)
+    each = {
+        event.key: [event.self_device_time_total / 1000 / steps, event.count / steps]
+        for event in profiled.key_averages()
+        if event.self_device_time_total
+    }
+    kinds: dict[str, float] = {}
+    for name, (spent, _) in each.items():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
+        kinds[kind] = kinds.get(kind, 0.0) + spent
+    longest = sorted(each.items(), key=lambda item: -item[1][0])
+    return {
+        "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1])),
+        "kernels": [{"name": name, "milliseconds": spent, "times": times} for name, (spent, times) in longest[:40]],
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(options.device)
+    rows = {
+        network: config.read_experiment(layout.find().experiment(name)) for network, name in NETWORKS.items()
+    }
+    if options.shrink:
+        rows = {
+            network: config.changed(row, {"network.blocks": "4 8P 8 8", "training.batch": 8})
+            for network, row in rows.items()
+        }
+    determinism.switch_on()
+    found: dict[str, Any] = {
+        "command": f"python -m pipelines.gpu {' '.join(options.given)}",
+        "environment": record.environment(device),
+        "driver": record.driver(device),
+        "code": record.code_hash(),
+    }
+
+    def part(name: str, work: Any) -> None:
+        begun = time.perf_counter()
+        try:
+            found[name] = work()
+        except Exception:  # what a GPU can do is not known beforehand, and the other parts are worth having
+            found[name] = {"failed": traceback.format_exc().splitlines()[-1]}
+            traceback.print_exc()
+        say(f"{name}: {time.perf_counter() - begun:.0f} s")
+        record.write_json(found, options.out / "gpu.json")
+
+    def row_of(network: str, precision: str) -> Experiment:
+        return config.changed(rows[network], {"training.precision": precision})
+
+    def rounds() -> list[dict[str, Any]]:
+        every: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+        for _ in range(options.rounds):
+            for contestant in CONTESTANTS:
+                network, precision, kind = contestant
+                one = milliseconds(row_of(network, precision), device, fast=kind == "fast", steps=options.steps)
+                every.setdefault(contestant, []).append(one)
+                say(f"{' '.join(contestant)}: {one['milliseconds']:.2f} ms a step, {one['peak_mib']:.0f} MiB")
+        return [
+            {
+                "network": network,
+                "precision": precision,
+                "kernels": kind,
+                "milliseconds": [one["milliseconds"] for one in its],
+                "peak_mib": max(one["peak_mib"] for one in its),
+            }
+            for (network, precision, kind), its in every.items()
+        ]
+
+    part("rates", lambda: bench._rates(rows["large"], device, 10))
+    part("differences", lambda: differences(rows["large"], device))
+    part("kernels", lambda: kernels(rows["large"], device, options.steps))
+    part("engine", rounds)
+    part("plain", lambda: {name: plain(row, device, options.steps) for name, row in rows.items()})
+    rates = found["rates"]
+    if "failed" not in rates:
+        found["floor"] = {}
+        for name, row in rows.items():
+            operations, moved = bench.work(row)
+            images = row.training.batch
+            found["floor"][name] = {
+                "operations_ms": 1000 * images * operations / rates["flops_per_second"],
+                "memory_ms": 1000 * images * moved / rates["bytes_per_second"],
+            }
+    found["steps_per_epoch"] = {name: row.steps for name, row in rows.items()}
+    record.write_json(found, options.out / "gpu.json")
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements as Markdown."""
+    environment = found["environment"]
+    lines = [
+        f"`{found['command']}`\n",
+        f"{environment.get('gpu', environment['device'])}, driver {found['driver']}, torch {environment['torch']}, "
+        f"CUDA {environment.get('cuda')}, cuDNN {environment.get('cudnn')}.\n",
+    ]
+    if isinstance(found["engine"], list):
+        lines += [
+            "| network | precision | kernels | ms a step (n) | s an epoch | peak MiB |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for one in found["engine"]:
+            middle, steps = statistics.median(one["milliseconds"]), found["steps_per_epoch"][one["network"]]
+            lines.append(
+                f"| {one['network']} | {one['precision']} | {one['kernels']} | {middle:.2f} ({len(one['milliseconds'])})"
+                f" | {steps * middle / 1000:.2f} | {one['peak_mib']:.0f} |"
+            )
+        if "failed" not in found["plain"]:
+            for name, one in found["plain"].items():
+                steps = found["steps_per_epoch"][name]
+                lines.append(
+                    f"| {name} | as its row | plain loop | {one['milliseconds']:.2f} (1) "
+                    f"| {steps * one['milliseconds'] / 1000:.2f} | {one['peak_mib']:.0f} |"
+                )
+    for name, floor in found.get("floor", {}).items():
+        lines.append(
+            f"\nFloor of {name}, ms a step: {floor['operations_ms']:.2f} for the convolutions' operations at "
+            f"{found['rates']['flops_per_second'] / 1e12:.0f} TFLOP/s, {floor['memory_ms']:.2f} for their outputs and "
+            f"gradients at {found['rates']['bytes_per_second'] / 1e9:.0f} GB/s, both measured."
+        )
+    if "failed" not in found["kernels"]:
+        lines += ["\n| GPU time of a step | ms |", "| --- | --- |"]
+        lines += [f"| {kind} | {spent:.2f} |" for kind, spent in found["kernels"]["kinds"].items()]
+    if isinstance(found["differences"], list):
+        lines += ["\n| float32, CPU and GPU | block | loss | gradients |", "| --- | --- | --- | --- |"]
+        for one in found["differences"]:
+            loss = "none" if one["loss"] is None else f"{one['loss']:.1e}"
+            lines.append(
+                f"| {('even', 'odd')[one['parity']]} step | {one['block']} | {loss} | {one['gradients']:.1e} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(*arguments: str) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.gpu", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--steps", type=int, default=24, help="of a measured epoch (default: 24)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="cpu: to try the script")
+    parser.add_argument("--shrink", action="store_true", help="tiny networks, to try the script")
+    options = parser.parse_args(arguments)
+    options.given = arguments
+    found = measure(options)
+    text = table(found)
+    record.write_text(text, options.out / "gpu.md")
+    say(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

@@ -1,0 +1,255 @@
+"""What only a CUDA GPU can show (`nox -s cuda`); everything about CUDA that a CPU can show is in the other tests."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from ffrepro import augment, checkpoint, data, determinism, devices, evaluation, negatives, record, training
+from ffrepro.data import Split
+from ffrepro.engine import Engine, Graphs
+from ffrepro.errors import MachineError
+from ffrepro.step import optimizers
+from ffrepro.training import build
+
+from pipelines import gpu
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
+]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def switches():
+    yield
+    determinism.switch_on()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def small(row):
+    """A network with every kind of block, in the shape of CIFAR-10, or the row's own with blocks=None."""
+
+    def changed(blocks="16 32P 32 32P 32", batch=16, **values):
+        shape = {} if blocks is None else {"blocks": blocks, "batch": batch}
+        return row("cifar10", **{"epochs": 2, **shape, **values})
+
+    return changed
+
+
+def images(n):
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    return Split(pixels, torch.randint(0, 10, (n,), generator=draws))
+
+
+def engine(chosen, n, said=None):
+    network = build(chosen, 0, CUDA)
+    memory = negatives.memory(n, chosen.classes, CUDA)
+    say = print if said is None else said.append
+    return Engine(network, optimizers(network, chosen.training), memory, images(n).to(CUDA), chosen, say)
+
+
+def state(trained):
+    """Everything that training changes."""
+    learned = checkpoint.snapshot(trained.network, trained.adams, trained.memory)
+    return checkpoint.hashes(learned)
+
+
+# --- the same step as the CPU's --------------------------------------------------------------------------------------
+
+
+def test_a_float32_step_of_the_large_network_is_the_cpus_but_for_rounding(small):
+    found = gpu.differences(small(None), CUDA)
+    assert {one["block"] for one in found} == set(range(1, 13))
+    for one in found:
+        assert one["loss"] is None or one["loss"] < 1e-5
+        assert one["gradients"] < 1e-3
+
+
+def test_augmentation_is_the_cpus_bit_for_bit():
+    n = 256
+    pixels = images(n).images
+    geometry = augment.draw(n, (32, 32), 4, 15.0, True, torch.Generator().manual_seed(1))
+    there = augment.apply(pixels.to(CUDA), geometry.to(CUDA))
+    assert torch.equal(augment.apply(pixels, geometry), there.cpu())
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_evaluation_in_half_precision_predicts_what_float32_on_the_cpu_does(small, precision):
+    chosen = small(precision=precision)
+    test = images(200)
+    trained = training.train(chosen, 0, images(320).to(CUDA))
+    there, _ = evaluation.evaluate(trained.network, test.to(CUDA), chosen)
+    here = evaluation.goodness_table(trained.network.to(CPU), test.images, evaluation.in_float32(chosen))
+    assert torch.equal(evaluation.predictions(there, "last"), evaluation.predictions(here, "last"))
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"schedule": "linear"}, {"hardness": 2}, {"update": "layer-wise", "norm": "layer"}, {"update": "backprop"}],
+)
+def test_replayed_steps_are_the_launched_ones_bit_for_bit(small, precision, values):
+    states = []
+    for launched in (False, True):
+        trained = engine(small(precision=precision, **values), 16 * 7)
+        if launched:
+            trained.run = trained._step
+        for epoch in range(2):
+            trained.epoch(0, epoch)
+        if not launched:
+            assert isinstance(trained.run, Graphs)
+            assert len(trained.run.graphs) == len(trained.adams)
+        states.append(state(trained))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("hardness", [0, 2])
+def test_a_step_waits_for_nothing(small, hardness):
+    trained = engine(small(hardness=hardness), 16 * 7)
+    trained.epoch(0, 0)
+    with torch.cuda.stream(trained.stream):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trained._step(0)
+            trained._step(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# --- the same bits again ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_the_large_network_repeats_bit_for_bit(small, precision):
+    chosen = small(None, precision=precision)
+    states = []
+    for _ in range(2):
+        trained = engine(chosen, 6 * chosen.training.batch)
+        trained.epoch(0, 0)
+        states.append(state(trained))
+    assert states[0] == states[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(small, tmp_path):
+    chosen, split = small(epochs=3), images(16 * 6).to(CUDA)
+    undisturbed = training.train(chosen, 0, split)
+
+    def stop(entry):
+        if entry["epoch"] == 2:
+            raise Interrupted
+
+    lines = []
+    with pytest.raises(Interrupted):
+        training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", finished=stop)
+    resumed = training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", say=lines.append)
+    assert lines == ["a.pt: going on after epoch 2"]
+    assert resumed.chain == undisturbed.chain
+
+
+def test_a_checkpoint_of_the_cpu_is_another_environments(small, tmp_path):
+    chosen, split = small(epochs=2, precision="float32"), images(32)
+    training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt")
+    lines = []
+    training.train(chosen, 0, split.to(CUDA), checkpoint=tmp_path / "a.pt", say=lines.append)
+    assert lines == ["a.pt: of other environment: not resumed, training starts anew"]
+
+
+def test_initial_weights_are_the_cpus(small):
+    chosen = small(None)
+    assert record.tensors_hash(build(chosen, 3, CPU).state_dict()) == record.tensors_hash(
+        build(chosen, 3, CUDA).state_dict()
+    )
+
+
+# --- what the record says of the GPU ---------------------------------------------------------------------------------
+
+
+def test_the_environment_names_the_gpu_and_its_libraries():
+    facts = record.environment(CUDA)
+    assert facts["gpu"] == torch.cuda.get_device_name()
+    assert facts["multiprocessors"] > 0
+    assert facts["cudnn"] >= 90000
+    assert facts["kernels"] == "deterministic"
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)?", record.driver(CUDA))
+
+
+def test_the_energy_counter_counts(small):
+    before = record.joules(CUDA)
+    if before is None:
+        pytest.skip("this GPU does not tell, or pynvml is missing")
+    training.train(small(epochs=2), 0, images(320).to(CUDA))
+    x = torch.rand(4096, 4096, device=CUDA)
+    for _ in range(200):
+        x = torch.nn.functional.normalize(x @ x)
+    torch.cuda.synchronize()
+    assert record.joules(CUDA) > before
+
+
+def test_the_device_is_found_and_named(monkeypatch):
+    monkeypatch.delenv("FFREPRO_DEVICE", raising=False)
+    assert devices.choose().type == "cuda"
+    assert devices.choose("cpu").type == "cpu"
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_names_a_batch_that_fits(small):
+    chosen = small(blocks="128 128 128", batch=4096, precision="float32")
+    share = 3 * 2**30 / torch.cuda.get_device_properties(CUDA).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        with (
+            pytest.raises(MachineError, match=r"cifar10-0: out of memory on cuda with training.batch 4096; (\d+) would"),
+            devices.faults("cifar10-0", CUDA, chosen),
+        ):
+            training.train(chosen, 0, images(4096).to(CUDA))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_gpu_that_fails_gives_one_line():
+    script = """
+import torch
+from ffrepro import devices
+with devices.faults("cifar10-0", torch.device("cuda")):
+    table = torch.zeros(4, device="cuda")
+    table[torch.tensor([10**6], device="cuda")].cpu()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert "MachineError: cifar10-0: the GPU failed (" in done.stderr
+    assert "goes on from the last checkpoint" in done.stderr
+
+
+def test_a_capture_that_fails_gives_one_notice_and_the_same_bits(small):
+    """The last one: what it breaks on purpose is the process's own CUDA."""
+    chosen, said = small(), []
+    expected = engine(chosen, 16 * 7)
+    expected.epoch(0, 0)
+    spoiled = engine(chosen, 16 * 7, said)
+    step = spoiled.run.steps[1]
+
+    def synchronising():
+        step()
+        spoiled.sums.sum().item()
+
+    spoiled.run.steps[1] = synchronising
+    spoiled.epoch(0, 0)
+    assert len(said) == 1
+    assert said[0].startswith("no CUDA graph (")
+    assert state(spoiled) == state(expected)

@@ -30,6 +30,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Weights(StrEnum):
+    own = "own"
+    released = "released"
+
+
 MirrorOption = Annotated[
     str | None,
     typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL"),
@@ -254,26 +259,35 @@ def evaluate(
     name: NameArgument,
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; can be repeated.", min=0)] = None,
     runs: Annotated[str, typer.Option(help="Folder of the runs: runs, or results for the committed ones.")] = "runs",
-    precision: Annotated[str | None, typer.Option(help="Another precision than the row's.")] = None,
+    weights: Annotated[
+        Weights, typer.Option(help="The run's own, or those that results holds in float16: `released`.")
+    ] = Weights.own,
+    precision: Annotated[
+        str | None, typer.Option(help="Another precision than the row's, or than a CPU's for float16.")
+    ] = None,
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
-    """Evaluate trained weights on the test split again and print each block's accuracy; no run is changed."""
+    """Evaluate trained weights on the test split again and print each block's accuracy; no run is changed.
+
+    On a CPU, which takes days for float16, a row in float16 is evaluated in bfloat16 where the CPU has that, else in
+    float32. Either way float32 decides what counts.
+    """
     from ffrepro import config, data, determinism, devices, evaluation, layout, pipeline, record, training
 
-    project = layout.Layout(layout.find().root, runs)
-    row = config.changed(
-        config.read_experiment(project.experiment(name)), {"training.precision": precision}, "evaluate"
-    )
+    released = weights is Weights.released
+    project = layout.Layout(layout.find().root, "results" if released else runs)
+    row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device.value)
+    precision = precision or devices.evaluated_in(row, chosen)
+    row = config.changed(row, {"training.precision": precision}, "evaluate")
     determinism.switch_on()
-    chosen = devices.choose(device.value)
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
     test = data.load(project.data(row.data.name))[1].to(chosen)
     there = [int(folder.name) for folder in project.experiment(name).parent.iterdir() if folder.name.isdecimal()]
     for one in seed or sorted(there):
-        path = project.run(name, one) / "weights.safetensors"
+        path = project.released(name, one) if released else project.run(name, one) / "weights.safetensors"
         network = training.build(row, one, chosen)
         training.load_weights(network, record.read_tensors(path), path)
         metrics = evaluation.evaluate(network, test, row)[1]

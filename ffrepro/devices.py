@@ -42,6 +42,13 @@ def choose(given: str | None = None) -> torch.device:
     return device
 
 
+def evaluated_in(row: Experiment, device: torch.device) -> str:
+    """The precision in which a device can evaluate the row: float16 would take a CPU days."""
+    if device.type != "cpu" or row.training.precision != "float16":
+        return row.training.precision
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
 def fast() -> bool:
     """Whether FFREPRO_FAST asks for CUDA kernels that are picked by timing and do not repeat bit for bit."""
     return os.environ.get("FFREPRO_FAST", "") not in ("", "0")

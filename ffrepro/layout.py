@@ -54,6 +54,10 @@ class Layout:
     def run(self, name: str, seed: int) -> Path:
         return self.root / self.runs / name / str(seed)
 
+    def released(self, name: str, seed: int) -> Path:
+        """A published run's weights in float16, where in float32 they are too large to publish."""
+        return self.run(name, seed) / "released.safetensors"
+
     def checkpoint(self, name: str, seed: int) -> Path:
         """Beside the runs, not in them: DVC empties a stage's outputs before it runs the stage again."""
         return self.root / "checkpoints" / f"{name}-{seed}.pt"

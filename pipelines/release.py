@@ -1,0 +1,35 @@
+"""A large run made small enough to publish: `python -m pipelines.release ROW SEED`.
+
+Copies runs/ROW/SEED into results/ROW/SEED, record, metrics, history and goodness as they are, and the weights as
+released.safetensors, where numbers with a fraction are float16: half the size, rounded once more. `ffrepro evaluate ROW
+--weights released` says what that changed; the record's hash is of the weights before it.
+"""
+
+import sys
+
+from ffrepro import config, errors, layout, proof, record
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
+
+KEPT = ("history.csv", "record.json", "metrics.json", "goodness.safetensors")
+
+
+def main(name: str, seed: str) -> None:
+    here = layout.find()
+    there = Layout(here.root, "results")
+    run = proof.read(here.run(name, int(seed)))
+    if run.weights is None:
+        raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")
+    released = {key: t.half() if t.is_floating_point() else t for key, t in run.weights.items()}
+    infinite = [key for key, value in released.items() if not value.isfinite().all()]
+    if infinite:
+        raise UserError(f"{run.folder}: {infinite[0]} does not fit into float16; publish weights.safetensors itself")
+    record.write_text(config.canonical(run.row), there.experiment(name))
+    folder = there.run(name, int(seed))
+    for file in KEPT:
+        record.write_bytes((run.folder / file).read_bytes(), folder / file)
+    record.write_tensors(released, there.released(name, int(seed)))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, *sys.argv[1:]))

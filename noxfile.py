@@ -6,6 +6,7 @@ nox -s bench -- ROW     what training and evaluation cost here
 nox -s chaos            faults, injected: fifty kills, full disks, clocks that jump
 nox -s browser          the report's page in Chromium
 nox -s latex            the report's tables in pdflatex
+nox -s cuda             what needs a CUDA GPU
 nox -s slurm            a Slurm of two nodes on this machine, and the digits ablation by it
 nox -s image            the container image, built and tried by a running engine
 nox -s mutation         which changes of the core's code no test would notice; hours
@@ -100,6 +101,13 @@ def latex(session: nox.Session) -> None:
     install(session, "dev")
     debian(session, "texlive-latex-recommended", "pdflatex")
     session.run("pytest", "-m", "latex", *session.posargs)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Run the tests that need a CUDA GPU; where there is none they are skipped. Arguments go to pytest."""
+    install(session, "dev")
+    session.run("pytest", "-m", "cuda", *session.posargs)
 
 
 @nox.session

@@ -81,6 +81,7 @@ def test_pieces_make_the_files_of_the_stages(shrunken):
         "record.json",
         "metrics.json",
     }
+    assert json.loads((out / "chain.json").read_text()) == json.loads(brought["record.json"])["chain"][:2]
     shutil.rmtree(folder)
     threads = {"FFREPRO_THREADS": "1"}
     shrunken.stages(["prepare", "digits"])

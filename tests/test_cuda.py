@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from ffrepro import augment, checkpoint, data, determinism, devices, evaluation, negatives, record, training
+
+from ffrepro import augment, checkpoint, determinism, devices, evaluation, negatives, record, training
 from ffrepro.data import Split
 from ffrepro.engine import Engine, Graphs
 from ffrepro.errors import MachineError
 from ffrepro.step import optimizers
 from ffrepro.training import build
-
 from pipelines import gpu
 
 pytestmark = [
@@ -35,7 +35,7 @@ def small(row):
     """A network with every kind of block, in the shape of CIFAR-10, or the row's own with blocks=None."""
 
     def changed(blocks="16 32P 32 32P 32", batch=16, **values):
-        shape = {} if blocks is None else {"blocks": blocks, "batch": batch}
+        shape = {"batch": batch} if blocks is None else {"blocks": blocks, "batch": batch}
         return row("cifar10", **{"epochs": 2, **shape, **values})
 
     return changed
@@ -63,12 +63,11 @@ def state(trained):
 # --- the same step as the CPU's --------------------------------------------------------------------------------------
 
 
-def test_a_float32_step_of_the_large_network_is_the_cpus_but_for_rounding(small):
-    found = gpu.differences(small(None), CUDA)
+def test_a_float32_step_of_the_large_network_is_as_near_to_float64_as_the_cpus(small):
+    found = gpu.differences(small(None, batch=gpu.COMPARED), CUDA)
     assert {one["block"] for one in found} == set(range(1, 13))
     for one in found:
-        assert one["loss"] is None or one["loss"] < 1e-5
-        assert one["gradients"] < 1e-3
+        assert one["gpu"] < 3 * one["cpu"] + 1e-5
 
 
 def test_augmentation_is_the_cpus_bit_for_bit():
@@ -95,7 +94,13 @@ def test_evaluation_in_half_precision_predicts_what_float32_on_the_cpu_does(smal
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     "values",
-    [{}, {"schedule": "linear"}, {"hardness": 2}, {"update": "layer-wise", "norm": "layer"}, {"update": "backprop"}],
+    [
+        {},
+        {"schedule": "linear"},
+        {"hardness": 2},
+        {"update": "layer-wise", "norm": "layer"},
+        {"update": "backprop", "loss": "cross-entropy"},
+    ],
 )
 def test_replayed_steps_are_the_launched_ones_bit_for_bit(small, precision, values):
     states = []
@@ -130,7 +135,7 @@ def test_a_step_waits_for_nothing(small, hardness):
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_the_large_network_repeats_bit_for_bit(small, precision):
-    chosen = small(None, precision=precision)
+    chosen = small(None, batch=512, precision=precision)
     states = []
     for _ in range(2):
         trained = engine(chosen, 6 * chosen.training.batch)
@@ -139,20 +144,16 @@ def test_the_large_network_repeats_bit_for_bit(small, precision):
     assert states[0] == states[1]
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_an_interrupted_training_goes_on_to_the_same_bits(small, tmp_path):
     chosen, split = small(epochs=3), images(16 * 6).to(CUDA)
     undisturbed = training.train(chosen, 0, split)
 
     def stop(entry):
         if entry["epoch"] == 2:
-            raise Interrupted
+            raise KeyboardInterrupt
 
     lines = []
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", finished=stop)
     resumed = training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", say=lines.append)
     assert lines == ["a.pt: going on after epoch 2"]
@@ -213,7 +214,7 @@ def test_out_of_memory_names_a_batch_that_fits(small):
     torch.cuda.set_per_process_memory_fraction(share)
     try:
         with (
-            pytest.raises(MachineError, match=r"cifar10-0: out of memory on cuda with training.batch 4096; (\d+) would"),
+            pytest.raises(MachineError, match=r"out of memory on cuda with training.batch 4096; \d+ would fit"),
             devices.faults("cifar10-0", CUDA, chosen),
         ):
             training.train(chosen, 0, images(4096).to(CUDA))

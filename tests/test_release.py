@@ -1,0 +1,97 @@
+"""A large run, published with its weights in float16."""
+
+import json
+
+import pytest
+import torch
+
+from ffrepro import checkpoint, devices, layout, proof, record, training
+
+
+@pytest.fixture
+def trained(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 2")
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
+    return project
+
+
+def release(project, seed="0"):
+    return project.run("python", "-m", "pipelines.release", "digits", seed)
+
+
+def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
+    done = release(trained)
+    assert done.returncode == 0, done.stderr
+    runs, results = trained.root / "runs" / "digits", trained.root / "results" / "digits"
+    for name in ("record.json", "metrics.json", "history.csv", "goodness.safetensors"):
+        assert (results / "0" / name).read_bytes() == (runs / "0" / name).read_bytes()
+    own = record.read_tensors(runs / "0" / "weights.safetensors")
+    rounded = record.read_tensors(results / "0" / "released.safetensors")
+    for name, value in own.items():
+        wanted = value.half() if value.is_floating_point() else value
+        assert rounded[name].dtype == wanted.dtype
+        assert torch.equal(rounded[name], wanted)
+    assert proof.read(results / "0").weights is None
+
+    printed = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert printed.returncode == 0, printed.stderr
+    accuracy = float(printed.stdout.removeprefix("digits-0: ").partition(" %")[0])
+    metrics = json.loads((runs / "0" / "metrics.json").read_text())
+    assert abs(accuracy - metrics["accuracy"]) < 1.5  # of 360 images, rounding moves a few at most
+
+
+def test_weights_beyond_float16_are_not_released(trained):
+    folder = trained.root / "runs" / "digits" / "0"
+    weights = record.read_tensors(folder / "weights.safetensors")
+    weights["blocks.0.conv.weight"][0, 0, 0, 0] = 1e6
+    digest = record.write_tensors(weights, folder / "weights.safetensors")
+    facts, metrics = (json.loads((folder / name).read_text()) for name in ("record.json", "metrics.json"))
+    last, before = facts["chain"][-1], facts["chain"][-2]["link"]
+    facts["chain"][-1] = checkpoint.chained(before, last["epoch"], digest, last["optimizer"])
+    record.write_sealed({**facts, "weights": digest}, folder / "record.json")
+    link = facts["chain"][-1]["link"]
+    record.write_sealed({**metrics, "weights": digest, "link": link}, folder / "metrics.json")
+    done = release(trained)
+    assert done.returncode == 2
+    assert "blocks.0.conv.weight does not fit into float16" in done.stderr
+    assert not (trained.root / "results" / "digits").exists()
+
+
+def test_what_is_not_there_is_told_in_a_line(trained):
+    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = release(trained, "7")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(("units", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_evaluates_float16_in_what_it_can(row, monkeypatch, units, precision):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
+    assert devices.evaluated_in(row(precision="float16"), torch.device("cpu")) == precision
+    assert devices.evaluated_in(row(precision="float16"), torch.device("cuda")) == "float16"
+    assert devices.evaluated_in(row(precision="float32"), torch.device("cpu")) == "float32"
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(root):
+    return layout.Layout(root, "results")
+
+
+def test_the_published_weights_are_the_networks(published, params):
+    row = params.experiments["cifar10"]
+    released = record.read_tensors(published.released("cifar10", 0))
+    network = training.build(row, 0, torch.device("cpu"))
+    training.load_weights(network, released, published.released("cifar10", 0))
+    assert published.released("cifar10", 0).stat().st_size < 18e6
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_the_published_run_was_trained_twice_to_the_same_bits(published):
+    run = proof.read(published.run("cifar10", 0))
+    again = record.read_json(published.experiment("cifar10").parent / "again-0.json")
+    assert len(again) == 145
+    assert again == run.facts["chain"][:145]

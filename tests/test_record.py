@@ -437,3 +437,46 @@ def test_a_node_of_slurms_writes_under_a_name_of_its_own(tmp_path, monkeypatch):
     record.write(tmp_path / "a", writer)
     assert names == ["a.part", "a.n1.part"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def test_the_lock_is_hashed_as_a_whole(tmp_path):
+    assert record.lock_hash(tmp_path) is None  # only the source travelled
+    folder = tmp_path / "requirements"
+    folder.mkdir()
+    (folder / "run.txt").write_text("a==1\n")
+    first = record.lock_hash(tmp_path)
+    (folder / "dev.txt").write_text("b==1\n")
+    both = record.lock_hash(tmp_path)
+    (folder / "dev.txt").rename(folder / "lint.txt")
+    assert len({first, both, record.lock_hash(tmp_path)}) == 3
+
+
+def test_the_portable_environment_leaves_out_what_has_no_say_in_it(monkeypatch):
+    plain = record.environment(torch.device("cpu"))
+    monkeypatch.setattr(record, "portable", lambda: True)
+    assert record.environment(torch.device("cpu")) == {
+        **{name: value for name, value in plain.items() if name not in ("python", "model")},
+        "profile": "portable",
+    }
+
+
+def test_processes_that_train_together_are_an_environment_of_their_own(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert record.environment(torch.device("cpu"))["processes"] == 1
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "processes" not in record.environment(torch.device("cpu"))
+
+
+def test_a_cpu_has_no_driver_and_no_counter_of_joules():
+    assert record.driver(torch.device("cpu")) is None
+    assert record.joules(torch.device("cpu")) is None
+
+
+def test_a_history_is_a_line_a_row_under_the_first_rows_names(tmp_path):
+    record.write_csv([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b"epoch,loss\n1,0.5\n2,0.25\n"

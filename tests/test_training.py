@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from ffrepro import negatives, record
+from ffrepro import negatives, record, training
 from ffrepro.checkpoint import chained, hashes, read, snapshot
 from ffrepro.data import Split
 from ffrepro.engine import Engine
@@ -209,3 +209,20 @@ def test_the_hash_of_the_optimizers_sees_each_moment_and_the_memory(row, digits)
         tensor[(0,) * tensor.ndim] = 7.5
         seen.add(hashes(state))
     assert len(seen) == 1 + len(tensors)
+
+
+@pytest.mark.parametrize("quick", [0.0, 1e9])
+def test_the_time_of_an_epoch_is_told_from_few_images_or_from_the_rows_own_batch(row, monkeypatch, quick):
+    """A step that is not quick, a large network's on a CPU say, is not tried with the whole batch."""
+    batches = []
+    epoch = training.Engine.epoch
+
+    def noted(self, *arguments):
+        batches.append(self.experiment.training.batch)
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(training, "QUICK", quick)
+    monkeypatch.setattr(training.Engine, "epoch", noted)
+    chosen = row(blocks="4 8P", batch=16)
+    assert training.seconds_per_epoch(chosen, torch.device("cpu")) > 0
+    assert batches == ([2, 2, 6, 16, 16] if quick else [2, 2, 6])

@@ -17,7 +17,7 @@ import typer
 from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
-from ffrepro import claims, config, determinism, doctor, evaluation, record, training
+from ffrepro import claims, config, determinism, devices, doctor, evaluation, record, training
 from ffrepro.checkpoint import chained
 from ffrepro.config import Experiment, Params, Section
 from ffrepro.data import Split
@@ -33,6 +33,7 @@ Data = Callable[[Experiment], tuple[Split, Split] | None]
 ROUNDING = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.02}
 """Largest difference of a goodness, as a share of it (or of the mean goodness, if that is more), that another machine's
 rounding may make. An allowance, not a measurement: no second machine has been at hand."""
+FEW = 16  # images of a batch with which a CPU repeats a GPU's row
 MOVED = 0.005  # share of predictions that it may change
 
 
@@ -359,8 +360,13 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
 
 
 def _self_repeat(row: Experiment, device: torch.device) -> Rung:
+    what = "4 steps of the row"
+    if device.type == "cpu" and row.requires == "cuda":  # as it is, it would take a CPU minutes, in float16 days
+        precision = devices.evaluated_in(row, device)
+        row = config.changed(row, {"training.batch": FEW, "training.precision": precision})
+        what = f"{what} with a batch of {FEW} in {precision}"
     same, hashes = doctor.twice(row, device)
-    return Rung("self-repeat", f"4 steps of the row, twice on this machine: {' and '.join(hashes)}", same)
+    return Rung("self-repeat", f"{what}, twice on this machine: {' and '.join(hashes)}", same)
 
 
 def _bitwise(run: Run, references: list[Path]) -> Rung:

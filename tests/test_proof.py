@@ -336,6 +336,14 @@ def verify(home, *arguments):
     return home.run("ffrepro", "verify", *arguments, FFREPRO_THREADS="1")
 
 
+def test_a_cpu_repeats_few_images_of_a_row_that_needs_a_gpu(row):
+    chosen = row("cifar10", blocks="4P 4P", precision="float16")
+    rung = proof._self_repeat(chosen, torch.device("cpu"))
+    assert rung.holds
+    assert rung.found.startswith("4 steps of the row with a batch of 16 in ")
+    assert "float16 " not in rung.found.replace("bfloat16", "")
+
+
 def test_the_command_climbs_all_seeds_of_a_row(home):
     done = verify(home, "runs/digits/1/record.json")
     assert done.returncode == 0, done.stderr

@@ -30,9 +30,9 @@ from ffrepro.verdict import EXIT_CODES, NOT_REPRODUCED, REPRODUCED, verdict
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
 
-ROUNDING = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.02}
+ROUNDING = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.05}
 """Largest difference of a goodness, as a share of it (or of the mean goodness, if that is more), that another machine's
-rounding may make. An allowance, not a measurement: no second machine has been at hand."""
+rounding may make. Allowances: measured is one run alone, in float16 on an H100 and in float32 on a CPU, 2.18 %."""
 FEW = 16  # images of a batch with which a CPU repeats a GPU's row
 MOVED = 0.005  # share of predictions that it may change
 

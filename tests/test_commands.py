@@ -66,7 +66,6 @@ ELSEWHERE = {
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
     "ffrepro verify results/cifar10": "by hand",
-    "ffrepro verify runs/cifar10/0": "by hand",
     "nox -s slurm": "by hand",
     "nox -s mutation": "by hand, in parts",
     "nox -s coverage": "by hand, in parts",

@@ -182,6 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
     def part(name: str, work: Any) -> None:
+        if options.only not in (None, name):
+            return
         begun = time.perf_counter()
         try:
             found[name] = work()
@@ -218,8 +220,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     part("kernels", lambda: kernels(rows["large"], device, options.steps))
     part("engine", rounds)
     part("plain", lambda: {name: plain_loop(row, device, options.steps) for name, row in rows.items()})
-    rates = found["rates"]
-    if "failed" not in rates:
+    rates = found.get("rates", {})
+    if "flops_per_second" in rates:
         found["floor"] = {}
         for name, row in rows.items():
             operations, moved = bench.work(row)
@@ -241,7 +243,7 @@ def table(found: dict[str, Any]) -> str:
         f"{environment.get('gpu', environment['device'])}, driver {found['driver']}, torch {environment['torch']}, "
         f"CUDA {environment.get('cuda')}, cuDNN {environment.get('cudnn')}.\n",
     ]
-    if isinstance(found["engine"], list):
+    if isinstance(found.get("engine"), list):
         lines += [
             "| network | precision | kernels | ms a step (n) | s an epoch | peak MiB |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -253,7 +255,7 @@ def table(found: dict[str, Any]) -> str:
                 f"| {one['network']} | {one['precision']} | {one['kernels']} | {middle:.2f} ({n}) | {seconds:.2f} "
                 f"| {one['peak_mib']:.0f} |"
             )
-        if "failed" not in found["plain"]:
+        if "failed" not in found.get("plain", {"failed": True}):
             for name, one in found["plain"].items():
                 steps = found["steps_per_epoch"][name]
                 lines.append(
@@ -266,10 +268,10 @@ def table(found: dict[str, Any]) -> str:
             f"{found['rates']['flops_per_second'] / 1e12:.0f} TFLOP/s, {floor['memory_ms']:.2f} for their outputs and "
             f"gradients at {found['rates']['bytes_per_second'] / 1e9:.0f} GB/s, both measured."
         )
-    if "failed" not in found["kernels"]:
+    if "failed" not in found.get("kernels", {"failed": True}):
         lines += ["\n| GPU time of a step | ms |", "| --- | --- |"]
         lines += [f"| {kind} | {spent:.2f} |" for kind, spent in found["kernels"]["kinds"].items()]
-    if isinstance(found["differences"], list):
+    if isinstance(found.get("differences"), list):
         lines += ["\n| gradients, |float32 - float64| / |float64| | block | CPU | GPU |", "| --- | --- | --- | --- |"]
         for one in found["differences"]:
             lines.append(
@@ -287,6 +289,7 @@ def main(*arguments: str) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--steps", type=int, default=24, help="of a measured epoch (default: 24)")
+    parser.add_argument("--only", choices=["rates", "differences", "kernels", "engine", "plain"], help="one part")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="cpu: to try the script")
     parser.add_argument("--shrink", action="store_true", help="tiny networks, to try the script")
     options = parser.parse_args(arguments)

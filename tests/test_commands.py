@@ -63,6 +63,7 @@ ELSEWHERE = {
     "nox -s audit": "by hand",
     "nox -s cuda": "by hand, on a GPU, without nox",
     "python -m pipelines.gpu --out out --rounds 2 --steps 24": "by hand, on a GPU",
+    "python -m pipelines.gpu --out out --device cpu --only differences": "by hand",
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
     "ffrepro verify results/cifar10": "by hand",

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     data.fetch(row.data.name, downloads, mirror=options.mirror, offline=True, say=say)
     train, test = data.read(row.data.name, downloads)
     train, held_out = data.held_out(train, row.data.held_out)
-    watched = test[: options.curve] if options.curve else held_out if row.data.held_out else None
+    watched = test.rows(slice(options.curve)) if options.curve else held_out if row.data.held_out else None
     history: list[dict[str, Any]] = []
 
     def finished(entry: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _gradients(row: Experiment, parity: int, device: torch.device) -> dict[int, 
 def _exact_gradients(row: Experiment, parity: int) -> dict[int, dict[str, torch.Tensor]]:
     images, draws = bench._images(row, row.training.batch), draw(row, 0, 0, row.training.batch)
     network = bench._network(row, torch.device("cpu"), plain=True).double()
-    data, source = images[draws.order], DATASETS[row.data.name]
+    data, source = images.rows(draws.order), DATASETS[row.data.name]
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (source.mean, source.std))
     x = augment.normalise(augment.apply(data.images, draws.geometry).double(), mean, std)
     wrong = wrong_labels(data.labels, draws.wrong, row.classes)

@@ -279,7 +279,7 @@ def evaluate(
     released = weights is Weights.released
     project = layout.Layout(layout.find().root, "results" if released else runs)
     row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device.value)
-    precision = precision or devices.evaluated_in(row, chosen)
+    precision = precision or devices.stand_in(row, chosen)
     row = config.changed(row, {"training.precision": precision}, "evaluate")
     determinism.switch_on()
     if not project.data(row.data.name).exists():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ffrepro.config import SHAPES, Experiment, Params, experiment
+from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
 from ffrepro.errors import MachineError, UserError
 from ffrepro.progress import duration
 
@@ -42,8 +42,8 @@ def choose(given: str | None = None) -> torch.device:
     return device
 
 
-def evaluated_in(row: Experiment, device: torch.device) -> str:
-    """The precision in which a device can evaluate the row: float16 would take a CPU days."""
+def stand_in(row: Experiment, device: torch.device) -> str:
+    """The row's precision, or what stands in for float16 on a CPU, which would take days for it."""
     if device.type != "cpu" or row.training.precision != "float16":
         return row.training.precision
     return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
@@ -81,7 +81,10 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
         return
     instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
-    takes = f"would take {cpu_time(row)} a seed (from measured steps)" if measure else "takes as `ffrepro doctor` says"
+    takes = "takes as `ffrepro doctor` says"
+    if measure:
+        seconds, precision = training_time(row, torch.device("cpu"))
+        takes = f"would take {duration(seconds)} a seed{precision} (from measured steps)"
     raise MachineError(
         f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; "
         f"run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
@@ -135,8 +138,8 @@ def fitting_batch(row: Experiment, device: torch.device) -> int | None:
             network = training.build(row, 0, device)
             data = Split(beside[:n], torch.arange(n, device=device) % row.classes)
             memory = negatives.memory(n, row.classes, device)
-            changed = row.model_copy(update={"training": smaller})
-            Engine(network, optimizers(network, smaller), memory, data, changed).epoch(0, 0)
+            chosen = row.model_copy(update={"training": smaller})
+            Engine(network, optimizers(network, smaller), memory, data, chosen).epoch(0, 0)
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is one
             return False
         return True
@@ -150,8 +153,12 @@ def fitting_batch(row: Experiment, device: torch.device) -> int | None:
     return None
 
 
-def cpu_time(row: Experiment) -> str:
-    """How long one seed's training would take on this CPU, in words, from measured steps of few images."""
+def training_time(row: Experiment, device: torch.device) -> tuple[float, str]:
+    """Seconds that one seed's training would take on `device`, from measured steps; " in bfloat16" or the like where
+    that is another precision than the row's: some CPUs take minutes for one step in float16."""
     from ffrepro.training import seconds_per_epoch
 
-    return duration(seconds_per_epoch(row, torch.device("cpu")) * row.training.epochs)
+    precision = stand_in(row, device)
+    other = f" in {precision}" if precision != row.training.precision else ""
+    row = changed(row, {"training.precision": precision})
+    return seconds_per_epoch(row, device) * row.training.epochs, other

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import typer
 
-from ffrepro import __version__, config, determinism, record, training
+from ffrepro import __version__, config, determinism, devices, record, training
 from ffrepro.config import Experiment, Params
 from ffrepro.data import DATASETS, Split
 from ffrepro.layout import Layout
@@ -44,14 +44,13 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
     originals, alike = config.original(project.params), 0
     for name, row in params.experiments.items():
         able = row.requires == "cpu" or device.type == "cuda"
-        if not able and name not in originals:  # a step in the GPU's precision takes a CPU seconds
+        if not able and name not in originals:  # a step of a large network takes a CPU seconds
             alike += 1
             continue
-        seconds = training.seconds_per_epoch(row, device) * row.training.epochs
+        seconds, precision = devices.training_time(row, device)
         seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
-        each = (
-            f"about {duration(seconds)} a seed, {duration(seconds * len(row.seeds))} for {seeds}, from a measured step"
-        )
+        every = f"{duration(seconds * len(row.seeds))} for {seeds}"
+        each = f"about {duration(seconds)} a seed, {every}{precision}, from a measured step"
         yield Finding(f"row {name}", each, able)
     if alike:
         yield Finding("more rows", f"{alike} need CUDA and are each like one above: not measured")

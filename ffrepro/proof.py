@@ -362,7 +362,7 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
 def _self_repeat(row: Experiment, device: torch.device) -> Rung:
     what = "4 steps of the row"
     if device.type == "cpu" and row.requires == "cuda":  # as it is, it would take a CPU minutes, in float16 days
-        precision = devices.evaluated_in(row, device)
+        precision = devices.stand_in(row, device)
         row = config.changed(row, {"training.batch": FEW, "training.precision": precision})
         what = f"{what} with a batch of {FEW} in {precision}"
     same, hashes = doctor.twice(row, device)

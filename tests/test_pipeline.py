@@ -184,7 +184,7 @@ def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
 def test_a_row_that_needs_cuda_says_so_in_one_line(project):
     project.edit("params.yaml", "blocks: 64 128P 128 128 128 256P 256 256 256 512P 512 512", "blocks: 4 8P")
-    measured = r"this CPU would take \d+ \w+ a seed \(from measured steps\)"
+    measured = r"this CPU would take \d+ \w+ a seed in (bfloat16|float32) \(from measured steps\)"
     for command, cost in {
         ("ffrepro", "reproduce", "cifar10"): measured,
         ("python", "-m", "pipelines.check", "cifar10"): "this CPU takes as `ffrepro doctor` says",  # at once

@@ -68,9 +68,9 @@ def test_what_is_not_there_is_told_in_a_line(trained):
 @pytest.mark.parametrize(("units", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_a_cpu_evaluates_float16_in_what_it_can(row, monkeypatch, units, precision):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
-    assert devices.evaluated_in(row(precision="float16"), torch.device("cpu")) == precision
-    assert devices.evaluated_in(row(precision="float16"), torch.device("cuda")) == "float16"
-    assert devices.evaluated_in(row(precision="float32"), torch.device("cpu")) == "float32"
+    assert devices.stand_in(row(precision="float16"), torch.device("cpu")) == precision
+    assert devices.stand_in(row(precision="float16"), torch.device("cuda")) == "float16"
+    assert devices.stand_in(row(precision="float32"), torch.device("cpu")) == "float32"
 
 
 # --- what is published ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import typer
 from ffrepro import __version__, config, determinism, devices, record, training
 from ffrepro.config import Experiment, Params
 from ffrepro.data import DATASETS, Split
+from ffrepro.errors import MachineError
 from ffrepro.layout import Layout
 from ffrepro.progress import duration
 
@@ -47,7 +48,12 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
         if not able and name not in originals:  # a step of a large network takes a CPU seconds
             alike += 1
             continue
-        seconds, precision = devices.training_time(row, device)
+        try:
+            with devices.faults(f"row {name}", device):
+                seconds, precision = devices.training_time(row, device)
+        except MachineError as error:
+            yield Finding(f"row {name}", str(error).removeprefix(f"row {name}: "), False)
+            continue
         seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
         every = f"{duration(seconds * len(row.seeds))} for {seeds}"
         each = f"about {duration(seconds)} a seed, {every}{precision}, from a measured step"

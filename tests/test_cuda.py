@@ -8,7 +8,20 @@ import sys
 import pytest
 import torch
 
-from ffrepro import augment, checkpoint, determinism, devices, evaluation, negatives, record, training
+from ffrepro import (
+    audit,
+    augment,
+    checkpoint,
+    determinism,
+    devices,
+    doctor,
+    evaluation,
+    layout,
+    negatives,
+    proof,
+    record,
+    training,
+)
 from ffrepro.data import Split
 from ffrepro.engine import Engine, Graphs
 from ffrepro.errors import MachineError
@@ -158,6 +171,31 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(small, tmp_path):
     resumed = training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", say=lines.append)
     assert lines == ["a.pt: going on after epoch 2"]
     assert resumed.chain == undisturbed.chain
+
+
+def test_an_audited_epoch_follows_to_the_same_bits(small, tmp_path):
+    """From a state alone, where the first steps of the epoch are launched and captured anew."""
+    chosen, split = small(epochs=3, hardness=1), images(16 * 6).to(CUDA)
+    trained = training.train(chosen, 0, split, checkpoint=tmp_path / "a.pt", keep=True)
+    facts = {
+        "seed": 0,
+        "code": record.code_hash(),
+        "data": trained.data,
+        "chain": trained.chain,
+        "environment": record.environment(CUDA),
+    }
+    run = proof.Run(tmp_path, chosen, facts, {}, None, None)
+    found = list(audit.audit(run, split, tmp_path / "a", [1, 2, 3], CUDA))
+    assert [one.holds for one in found] == [True] * 3, found
+    assert all(one.found.startswith("the same bits") for one in found)
+
+
+def test_doctor_on_a_gpu(params, project):
+    found = {one.what: one for one in doctor.findings(params, layout.Layout(project.root), CUDA)}
+    assert found["GPU"].found.startswith(torch.cuda.get_device_name())
+    assert found["4 steps, twice"].good
+    assert all(one.good is not False for what, one in found.items() if not what.startswith("free disk")), found
+    assert found["row cifar10"].found.startswith("about ")
 
 
 def test_a_checkpoint_of_the_cpu_is_another_environments(small, tmp_path):

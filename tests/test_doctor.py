@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from ffrepro import config, determinism, doctor
+from ffrepro import config, determinism, devices, doctor, layout
+from ffrepro.engine import Engine
 
 CPU = torch.device("cpu")
 
@@ -49,6 +50,34 @@ def test_a_training_that_does_not_repeat_shows(monkeypatch):
     real, seeds = training.train, iter((0, 1))
     monkeypatch.setattr(training, "train", lambda row, _, data: real(row, next(seeds), data))
     assert not doctor.repeats(CPU).good
+
+
+def test_a_row_that_does_not_fit_into_memory_says_so_and_the_next_are_measured(params, project, monkeypatch):
+    def measured(row, device):
+        if row == params.experiments["digits"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 60.0, ""
+
+    monkeypatch.setattr(devices, "training_time", measured)
+    rows = {
+        one.what: one
+        for one in doctor.findings(params, layout.Layout(project.root), CPU)
+        if one.what.startswith("row ")
+    }
+    assert rows["row digits"] == ("row digits", "out of memory on cpu; free some and run again", False)
+    assert rows["row cifar10-quick"].good
+
+
+def test_an_epoch_of_replayed_steps_is_measured_over_the_rows_own_steps(row, monkeypatch):
+    chosen, epochs = row(blocks="4 4P", epochs=2), []
+    monkeypatch.setattr(devices.time, "perf_counter", iter((10.0, 10.0 + devices.TIMED)).__next__)
+    monkeypatch.setattr(Engine, "epoch", lambda engine, seed, epoch: epochs.append((engine.steps, epoch)))
+    assert devices.seconds_replayed(chosen, CPU) == chosen.steps
+    assert epochs == [(devices.TIMED, 0), (devices.TIMED, 1)]
+
+
+def test_an_epoch_of_replayed_steps_trains(row):
+    assert devices.seconds_replayed(row(blocks="4 4P", epochs=2), CPU) > 0
 
 
 def test_the_report_of_a_machine_without_cuda(project):

@@ -26,8 +26,9 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=ca-bundle \
     && sed -n '/^setuptools==/,/[^\\]$/p' requirements/image.txt > /tmp/setuptools.txt \
     && locked-pip /opt/venv -r /tmp/setuptools.txt \
     && locked-pip /opt/venv -r requirements/image.txt
-# Bytecode that never looks at a file's date, so that the same source gives the same bytes.
-RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+# Bytecode that never looks at a file's date, so that the same source gives the same bytes; all by one process, since a
+# file's bytecode also depends on what its process has compiled before (strings it already knows are marked as shared).
+RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
 
 FROM packages AS build

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -386,15 +387,6 @@ LONG_NUMBER = re.compile(r"\b(0[xob][0-9a-fA-F_]{1000}|[0-9_]{1000})")
 
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file, as DVC reads it. Raises UserError in one line when it is missing, not UTF-8 or not YAML."""
-    from ruamel.yaml import YAML  # YAML 1.2, as DVC reads it: 1e-3 is a number, yes is a word
-    from ruamel.yaml.constructor import ConstructorError, SafeConstructor
-
-    class Constructor(SafeConstructor):
-        def flatten_mapping(self, node: Any) -> None:
-            super().flatten_mapping(node)
-            if len(getattr(node, "merge", None) or ()) > MERGED:
-                raise ConstructorError(problem=f"more than {MERGED} merged keys", problem_mark=node.start_mark)
-
     most = MOST.get(path.name, WRITTEN)
     try:
         with path.open("rb") as file:  # no more of it than is allowed, whatever it is
@@ -411,16 +403,30 @@ def read_yaml(path: Path) -> Any:
     if long := LONG_NUMBER.search(text):
         line = text.count("\n", 0, long.start()) + 1
         raise UserError(f"{path.name}: line {line}: given a number of 1000 digits or more; allowed: fewer")
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = Constructor
     try:
-        return yaml.load(text)
+        return deepcopy(_yaml(text))  # what is read belongs to the caller, who may change it
     except Exception as error:  # YAMLError, and whatever else ruamel meets: `!!int x` is a ValueError, [[[[... too deep
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         what = [getattr(error, "context", None), getattr(error, "problem", None) or str(error) or type(error).__name__]
         problem = ", ".join(filter(None, what)).splitlines()[0].split(" with value ")[0]
         raise UserError(f"{path.name}: {where}not valid YAML 1.2: {plain(problem)}") from None
+
+
+@lru_cache(maxsize=8)  # one command reads the same few files a dozen times, each a tenth of a second
+def _yaml(text: str) -> Any:
+    from ruamel.yaml import YAML  # YAML 1.2, as DVC reads it: 1e-3 is a number, yes is a word
+    from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+
+    class Constructor(SafeConstructor):
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            if len(getattr(node, "merge", None) or ()) > MERGED:
+                raise ConstructorError(problem=f"more than {MERGED} merged keys", problem_mark=node.start_mark)
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = Constructor
+    return yaml.load(text)
 
 
 Model = TypeVar("Model", bound=BaseModel)

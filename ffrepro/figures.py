@@ -54,6 +54,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, to be searched and read aloud
     "svg.hashsalt": "ffrepro",
 }
+KEYS = 3  # of a legend in a line
 SHOWN = 0.995  # least share of each histogram within the axis: a few images have ten times the others' goodness
 SAMPLES = 8
 SHADES = 32  # colours of a drawn image
@@ -118,6 +119,7 @@ def write(project: Layout) -> list[Figure]:
                 continue
             for ending in ENDINGS:
                 record.write(folder / f"{figure.name}.{ending}", partial(_save, canvas, ending, figure.title))
+                canvas.set_layout_engine("none")  # the first has laid it out, for all
             figures.append(figure)
     names = {f"{figure.name}.{ending}" for figure in figures for ending in ENDINGS}
     for ending in ENDINGS:
@@ -374,8 +376,8 @@ def draw_depth(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
     if len(lines) < 2:
         raise UserError(f"{name}: fewer than 2 rows to compare")
     panels, shown = _by_data_set(lines), [cell for cell, _ in lines]
-    canvas, axes = _panels(panels, "block", "accuracy of each block (%)")
     look, words = _Look(table, shown), []
+    canvas, axes = _panels(panels, "block", "accuracy of each block (%)", look.keys(shown))
     for (data_set, inside), panel in zip(panels.items(), axes, strict=True):
         for cell, blocks in inside:
             numbers, means, lows, highs = zip(*blocks, strict=True)
@@ -404,8 +406,8 @@ def draw_time(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
     if not panels:
         raise UserError(f"{name}: no backprop twin beside Forward-Forward")
     shown = [cell for lines in panels.values() for cell, _ in lines]
-    canvas, axes = _panels(panels, "training (s)", "test accuracy (%)")
     look, words = _Look(table, shown), []
+    canvas, axes = _panels(panels, "training (s)", "test accuracy (%)", look.keys(shown))
     for (data_set, lines), panel in zip(panels.items(), axes, strict=True):
         for cell, points in lines:
             x, y = zip(*points, strict=True)
@@ -459,6 +461,10 @@ class _Look:
     def _place(self, cell: Cell) -> int:
         return (self.columns or self.rows).index(cell.column if self.columns else cell.row) % len(MARKERS)
 
+    def keys(self, shown: Sequence[Cell]) -> int:
+        """How many entries the legend has."""
+        return len({cell.row for cell in shown}) + len(self.columns)
+
     def legend(self, canvas: "Canvas", shown: Sequence[Cell], lines: bool) -> None:
         """Below the panels: the rows, and the columns where they are told apart. lines: whether dashes are shown."""
         from matplotlib.lines import Line2D
@@ -474,14 +480,15 @@ class _Look:
             handle = Line2D([], [], color="#444444", marker=MARKERS[i % len(MARKERS)], label=column)
             handle.set_linestyle(DASHES[i % len(DASHES)] if lines else "none")
             handles.append(handle)
-        canvas.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.6, columnspacing=1.5)
+        canvas.legend(handles=handles, loc="outside lower center", ncols=KEYS, handletextpad=0.6, columnspacing=1.5)
 
 
-def _panels(names: Iterable[str], across: str, up: str) -> "tuple[Canvas, list[Axes]]":
-    """A canvas with a panel for each name, two in a line; a single one has no title."""
+def _panels(names: Iterable[str], across: str, up: str, keys: int) -> "tuple[Canvas, list[Axes]]":
+    """A canvas with a panel for each name, two in a line, and room for a legend; a single one has no title."""
     names = list(names)
     lines, columns = -(-len(names) // 2), min(len(names), 2)
-    canvas = _canvas(3.2 if lines == 1 else 1 + 2.1 * lines)
+    more = max(-(-keys // KEYS) - 4, 0)  # lines of a legend that would take the panels' room
+    canvas = _canvas((3.2 if lines == 1 else 1 + 2.1 * lines) + 0.17 * more)
     axes = []
     for i, name in enumerate(names):
         panel = canvas.add_subplot(lines, columns, i + 1, xlabel=across, ylabel=up if i % 2 == 0 else "")

@@ -11,8 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi, norm
-from scipy.stats import t as students_t
+from scipy.special import gammainccinv, gammaln, ndtr, stdtr, stdtrit  # scipy.stats takes a second to import
 
 from ffrepro.config import VerdictRule
 
@@ -60,7 +59,7 @@ def p_above(difference: float, error: tuple[float, float]) -> float:
     """p of Student's one-sided test that a difference is above 0; without any spread 0 or 1, the difference decides."""
     if error[0] == 0:
         return 0.0 if difference > 0 else 1.0
-    return float(students_t.sf(difference / error[0], error[1]))
+    return float(stdtr(error[1], -difference / error[0]))
 
 
 def bootstrap(ours: list[float], theirs: list[float] | None, level: float) -> list[float] | None:
@@ -92,6 +91,13 @@ def sampling_error(accuracy: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
+def chi_density(x: np.ndarray, degrees: int) -> np.ndarray:
+    """Of the chi distribution, that of the length of a vector of so many standard normal values: x > 0."""
+    logarithm = (degrees - 1) * np.log(x) - x**2 / 2 - (degrees / 2 - 1) * math.log(2) - gammaln(degrees / 2)
+    density: np.ndarray = np.exp(logarithm)
+    return density
+
+
 def power(n: int, m: int | None, std: float, rule: VerdictRule) -> float:
     """The probability that the rule says "reproduced" of n seeds whose true mean is the target's.
 
@@ -108,19 +114,19 @@ def power(n: int, m: int | None, std: float, rule: VerdictRule) -> float:
         return 1.0
     spread = std * math.sqrt(1 / n + (1 / m if m else 0))  # of the difference of means
     if n < 2 and m is not None:
-        half = students_t.ppf(1 - rule.alpha, m - 1) * spread
-        return float(2 * norm.cdf(max(rule.margin - half, 0) / spread) - 1)
+        half = stdtrit(m - 1, 1 - rule.alpha) * spread
+        return float(2 * ndtr(max(rule.margin - half, 0) / spread) - 1)
     # our spread is x std / sqrt(n - 1) with x of chi(n - 1), below `end` but for 1e-12; t is at least that of the most
     # degrees there can be, so from `within` on nothing fits into the margin
-    end, t = chi.ppf(1 - 1e-12, n - 1), students_t.ppf(1 - rule.alpha, n - 1 + (m - 1 if m else 0))
+    end, t = math.sqrt(2 * gammainccinv((n - 1) / 2, 1e-12)), stdtrit(n - 1 + (m - 1 if m else 0), 1 - rule.alpha)
     within = rule.margin * math.sqrt(n * (n - 1)) / (t * std)
     x = min(end, within) * (NODES + 1) / 2
     ours, theirs = (std * x) ** 2 / (n - 1) / n, std**2 / m if m else 0.0
     share = ours / (ours + theirs)
     degrees = 1 / (share**2 / (n - 1) + (1 - share) ** 2 / (m - 1)) if m else n - 1
-    half = students_t.ppf(1 - rule.alpha, degrees) * np.sqrt(ours + theirs)
-    fits = 2 * norm.cdf(np.maximum(rule.margin - half, 0) / spread) - 1
-    return float(min(end, within) / 2 * (NODE_WEIGHTS * chi.pdf(x, n - 1) * fits).sum())
+    half = stdtrit(degrees, 1 - rule.alpha) * np.sqrt(ours + theirs)
+    fits = 2 * ndtr(np.maximum(rule.margin - half, 0) / spread) - 1
+    return float(min(end, within) / 2 * (NODE_WEIGHTS * chi_density(x, n - 1) * fits).sum())
 
 
 def planning(accuracy: dict[str, Any], target: dict[str, Any], rule: VerdictRule) -> dict[str, Any] | None:
@@ -167,7 +173,7 @@ def verdict(summary: dict[str, Any], rule: VerdictRule) -> dict[str, Any]:
     if error is None:
         seeds = "1 seed" if target["kind"] == "published" else "the reference's 1 seed"
         return {**result, "why": f"{seeds} does not tell the spread: at least 2 are needed"}
-    half = float(students_t.ppf(1 - rule.alpha, error[1])) * error[0] if error[0] else 0.0
+    half = float(stdtrit(error[1], 1 - rule.alpha)) * error[0] if error[0] else 0.0
     low, high = difference - half, difference + half
     if -rule.margin < low and high < rule.margin:
         word = REPRODUCED

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from xml.etree import ElementTree
 
 import numpy
@@ -353,6 +354,16 @@ def test_a_table_is_drawn_of_the_rows_that_are_whole(project, names, row, left):
     path = Layout(project.root, "results").run(row, 4) / "metrics.json"
     record.write_json({**record.read_json(path), "blocks": None}, path)
     assert [name for name in names(project) if name in OF_TABLE] == left
+
+
+def test_a_long_legend_leaves_the_panel_its_room(made):
+    rows = {f"row-{i}": {"whole": "high"} for i in range(50)}
+    table, high = targets.Table(title="fifty", rows=rows), figures.found(made)["high"]
+    _, canvas = figures.draw_depth("fifty", table, [figures.Cell(name, "whole", high) for name in rows])
+    with warnings.catch_warnings(action="error"):
+        canvas.draw_without_rendering()
+    inches = canvas.axes[0].get_position().height * canvas.get_figheight()
+    assert inches > 1
 
 
 def test_without_results_nothing_is_drawn(project, names):

@@ -587,6 +587,11 @@ def changed(row: Experiment, values: Mapping[str, object], where: str = "given v
     return checked(Experiment, content, where)
 
 
+def number_of_voters(vote: str, blocks: int) -> int:
+    """Of last, last-2 .. last-9 or all."""
+    return blocks if vote == "all" else 1 if vote == "last" else int(vote.removeprefix("last-"))
+
+
 def canonical(model: BaseModel) -> str:
     """The model as JSON text that is the same for equal models: the form that is written, tracked and hashed."""
     return json.dumps(model.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"

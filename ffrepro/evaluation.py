@@ -8,7 +8,7 @@ from torch import Tensor
 from ffrepro import record
 from ffrepro.augment import normalise
 from ffrepro.backprop import Classifier
-from ffrepro.config import Experiment, changed
+from ffrepro.config import Experiment, changed, number_of_voters
 from ffrepro.data import DATASETS, Split
 from ffrepro.goodness import goodness
 from ffrepro.network import Network, autocast
@@ -47,11 +47,6 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
             rows.append(torch.stack(table, 1).view(len(batch), experiment.classes, -1))
     network.train(training)
     return torch.cat(rows)
-
-
-def number_of_voters(vote: str, blocks: int) -> int:
-    """Of last, last-2 .. last-9 or all."""
-    return blocks if vote == "all" else 1 if vote == "last" else int(vote.removeprefix("last-"))
 
 
 def voted(table: Tensor, vote: str) -> Tensor:

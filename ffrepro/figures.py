@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ffrepro import config, data, record, report, results, targets
+from ffrepro import config, record, report, results, targets
 from ffrepro.config import Experiment
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from numpy.typing import NDArray
-    from torch import Tensor
 
 ENDINGS = ("svg", "png")
 WIDTH = 5.0  # inches, in which 9 points can be read when the figure is shown 400 pixels wide
@@ -245,11 +244,11 @@ def curves(histories: Iterable[Iterable[Mapping[str, float]]], what: str) -> Cur
     }
 
 
-def by_label(goodness: "Tensor", labels: "Tensor") -> tuple["Tensor", "Tensor"]:
+def by_label(goodness: "NDArray[Any]", labels: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any]]":
     """(goodness under the true label (N,), under the wrong ones (N (classes - 1),)) of (N, classes) and (N,)."""
-    import torch
+    import numpy
 
-    true = torch.zeros_like(goodness, dtype=torch.bool).scatter(1, labels.unsqueeze(1), True)
+    true = numpy.arange(goodness.shape[1]) == labels[:, None]
     return goodness[true], goodness[~true]
 
 
@@ -262,10 +261,13 @@ def density(values: "NDArray[Any]", edges: "NDArray[Any]") -> "NDArray[Any]":
     return result
 
 
-def confusion(labels: "Tensor", predicted: "Tensor", classes: int) -> list[list[int]]:
+def confusion(labels: "NDArray[Any]", predicted: "NDArray[Any]", classes: int) -> list[list[int]]:
     """How many images of each label, row by row, were predicted to be of which, column by column."""
-    counts = (labels * classes + predicted).bincount(minlength=classes * classes)
-    return [[int(count) for count in row] for row in counts.view(classes, classes)]
+    import numpy
+
+    counts = numpy.bincount(labels * classes + predicted, minlength=classes * classes)
+    result: list[list[int]] = counts.reshape(classes, classes).tolist()
+    return result
 
 
 class Timed(NamedTuple):
@@ -283,14 +285,15 @@ def timed(runs: Iterable[Mapping[str, Any]]) -> list[Timed]:
 Stroke = tuple[int, int, int]  # y, from x, to x
 
 
-def strokes(image: "Tensor") -> list[tuple[str, list[Stroke]]]:
+def strokes(image: "NDArray[Any]") -> list[tuple[str, list[Stroke]]]:
     """An image (C, H, W) uint8 as horizontal runs of one colour each, by colour, the commonest first.
 
     In at most `SHADES` colours: the report's page allows no embedded image, and a path for every pixel is long.
     """
+    import numpy
     from PIL import Image
 
-    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    pixels = numpy.ascontiguousarray(numpy.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
     small = Image.fromarray(pixels).quantize(SHADES, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     palette, shades, (width, height) = small.getpalette() or [], small.tobytes(), small.size
     runs: dict[int, list[Stroke]] = {}
@@ -339,9 +342,17 @@ def _by_data_set(lines: Lines[T]) -> dict[str, Lines[T]]:
     return panels
 
 
-def _test_images(project: Layout, name: str) -> data.Split:
+class Images(NamedTuple):
+    """images (N, C, H, W) uint8 and labels (N,) int64."""
+
+    images: "NDArray[Any]"
+    labels: "NDArray[Any]"
+
+
+def _test_images(project: Layout, name: str) -> Images:
+    arrays = record.read_arrays(project.data(name))
     try:
-        return data.load(project.data(name))[1]
+        return Images(arrays["test.images"], arrays["test.labels"])
     except KeyError as error:
         raise UserError(f"{project.data(name)}: no tensor {error}") from None
 
@@ -349,22 +360,36 @@ def _test_images(project: Layout, name: str) -> data.Split:
 class Tested(NamedTuple):
     """The first seed's goodness (N, classes, blocks) of the test images, and what the row's vote makes of it."""
 
-    goodness: "Tensor"
-    predicted: "Tensor"
-    test: data.Split
+    goodness: "NDArray[Any]"
+    predicted: "NDArray[Any]"
+    test: Images
 
 
-def _tested(row: Row, tests: Callable[[str], data.Split]) -> Tested:
-    _runs(row)  # whose goodness it is
+def _tested(row: Row, tests: Callable[[str], Images]) -> Tested:
+    import numpy
+
+    metrics = _runs(row)[0]["metrics"]  # whose goodness it is
     path = row.place.run(row.name, row.seeds[0]) / "goodness.safetensors"
-    table = record.read_tensors(path).get("goodness")
-    test = tests(row.experiment.data.name)
+    table = record.read_arrays(path).get("goodness")
+    test, vote = tests(row.experiment.data.name), row.experiment.evaluation.vote
     shape = (len(test.labels), row.experiment.classes, row.experiment.columns)
-    if table is None or table.shape != shape or not table.isfinite().all():
+    if table is None or table.shape != shape or not numpy.isfinite(table).all():
         raise UserError(f"{path}: no finite goodness of {shape} images, labels and blocks")
-    from ffrepro.evaluation import predictions
+    voters = config.number_of_voters(vote, shape[2])
 
-    return Tested(table, predictions(table, row.experiment.evaluation.vote), test)
+    def accuracy() -> float:
+        return float(100 * (predicted == test.labels).mean())
+
+    predicted = table[:, :, -voters:].mean(2).argmax(1)
+    if accuracy() != metrics["accuracy"]:  # added up in another order than PyTorch's, a tie can go the other way
+        from torch import from_numpy  # takes longer than drawing
+
+        from ffrepro.evaluation import predictions
+
+        predicted = predictions(from_numpy(table), vote).numpy()
+        if accuracy() != metrics["accuracy"]:
+            raise UserError(f"{path}: gives {accuracy():g} %, not the {metrics['accuracy']:g} % of metrics.json")
+    return Tested(table, predicted, test)
 
 
 # Figures of tables
@@ -582,7 +607,7 @@ def draw_goodness(row: Row, tested: Callable[[], Tested]) -> Drawn:
     import numpy
 
     goodness, _, test = tested()
-    right, wrong = (part.numpy() for part in by_label(goodness[:, :, -1], test.labels))
+    right, wrong = by_label(goodness[:, :, -1], test.labels)
     low, high = min(right.min(), wrong.min()), max(numpy.quantile(part, SHOWN) for part in (right, wrong))
     edges = numpy.linspace(low, high, 51)
     if edges[0] == edges[-1]:
@@ -681,7 +706,7 @@ def draw_samples(row: Row, tested: Callable[[], Tested]) -> Drawn:
     return Figure(f"samples-{row.name}", f"Test images and their goodness: {row.experiment.title}", words), canvas
 
 
-def _draw_image(panel: "Axes", image: "Tensor", pixel: float) -> None:
+def _draw_image(panel: "Axes", image: "NDArray[Any]", pixel: float) -> None:
     """Draw runs of pixels as lines, a little longer and wider than they are, so that no gap shows between them."""
     from matplotlib.patches import PathPatch, Rectangle
     from matplotlib.path import Path as Shape

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ffrepro.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 NUMBERS = (
@@ -42,11 +43,18 @@ def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:
     """
     import torch
 
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return _hash(
+        (name, str(tensor.dtype).removeprefix("torch."), tensor.shape, tensor.flatten().view(torch.uint8).numpy())
+        for name, tensor in sorted(plain.items())
+    )
+
+
+def _hash(parts: Iterable[tuple[str, str, Sequence[int], "NDArray[Any]"]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    for name, kind, shape, values in parts:
+        digest.update(f"{name}\0{kind}\0{list(shape)}\0".encode())
+        digest.update(values.data)
     return digest.hexdigest()
 
 
@@ -272,18 +280,34 @@ def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
 
 def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """Read what `write_tensors` wrote. Raises UserError when it is missing, damaged, or not what its header says."""
+    return _read(path, "pt", tensors_hash)
+
+
+def read_arrays(path: Path) -> dict[str, "NDArray[Any]"]:
+    """`read_tensors` for what needs no PyTorch, which takes a second or two to import."""
+    return _read(
+        path,
+        "numpy",
+        lambda arrays: _hash(
+            (name, array.dtype.name, array.shape, array.reshape(-1).view("uint8"))
+            for name, array in sorted(arrays.items())
+        ),
+    )
+
+
+def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, framework) as file:
             said = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # NumPy has no bfloat16
         why = f"{error}"[:200]  # which may quote a name from the file, at any length
         raise UserError(f"{path}: not a whole safetensors file ({why}); delete it and run again") from None
-    found = tensors_hash(tensors)
+    found = hashed(tensors)
     if found != said:
         said = said if re.fullmatch("[0-9a-f]{64}", said or "") else "what its header says"
         raise UserError(f"{path}: damaged: its tensors hash to {found}, not to {said}; delete it and run again")

@@ -164,8 +164,8 @@ def test_what_is_no_history_is_refused(tmp_path, text):
 
 
 def test_goodness_is_parted_by_label():
-    goodness = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    right, wrong = figures.by_label(goodness, torch.tensor([2, 0]))
+    goodness = numpy.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    right, wrong = figures.by_label(goodness, numpy.array([2, 0]))
     assert (right.tolist(), wrong.tolist()) == ([3.0, 4.0], [1.0, 2.0, 5.0, 6.0])
 
 
@@ -175,7 +175,7 @@ def test_the_area_of_a_histogram_counts_what_lies_beyond():
 
 
 def test_confusions_are_counted_by_true_and_predicted_label():
-    labels, predicted = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 1, 1, 1])
+    labels, predicted = numpy.array([0, 0, 1, 2, 2]), numpy.array([0, 2, 1, 1, 1])
     assert figures.confusion(labels, predicted, 3) == [[1, 0, 1], [0, 1, 0], [0, 2, 0]]
 
 
@@ -201,15 +201,15 @@ def test_results_are_found_where_they_lie(made):
 
 
 def test_an_image_becomes_runs_of_one_colour():
-    image = torch.tensor([[[0, 0, 255], [0, 255, 0]]], dtype=torch.uint8)
+    image = numpy.array([[[0, 0, 255], [0, 255, 0]]], dtype=numpy.uint8)
     black, white = [(0, 0, 2), (1, 0, 1), (1, 2, 3)], [(0, 2, 3), (1, 1, 2)]
     assert figures.strokes(image) == [("#000000", black), ("#ffffff", white)]
-    red = torch.tensor([[[255, 255]], [[0, 0]], [[0, 0]]], dtype=torch.uint8)
+    red = numpy.array([[[255, 255]], [[0, 0]], [[0, 0]]], dtype=numpy.uint8)
     assert figures.strokes(red) == [("#ff0000", [(0, 0, 2)])]
 
 
 def test_the_runs_of_an_image_cover_each_pixel_once():
-    image = torch.randint(256, (3, 9, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = numpy.random.default_rng(0).integers(256, size=(3, 9, 7), dtype=numpy.uint8)
     found = figures.strokes(image)
     pixels = [(y, x) for _, runs in found for y, start, stop in runs for x in range(start, stop)]
     assert sorted(pixels) == [(y, x) for y in range(9) for x in range(7)]
@@ -285,7 +285,7 @@ from ffrepro.layout import Layout
 early = {"matplotlib", "numpy", "torch", "PIL"} & set(sys.modules)
 assert not early, early
 figures.write(Layout(Path(sys.argv[1])))
-assert "matplotlib.pyplot" not in sys.modules
+assert not {"matplotlib.pyplot", "torch"} & set(sys.modules)
 """
     settings = {**os.environ, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONHASHSEED": "1"}
     command = [sys.executable, "-c", program, str(project.root)]
@@ -333,8 +333,35 @@ def test_goodness_of_something_else_is_not_drawn(project, names, goodness):
     assert names(project) == [*OF_TABLE, *OF_HISTORY]
 
 
+def state_accuracy(project, percent):
+    path = project.run("alone", 0) / "metrics.json"
+    record.write_json(record.read_json(path) | {"accuracy": percent}, path)
+
+
+def test_goodness_that_gives_another_accuracy_is_not_drawn(project, names):
+    state_accuracy(project, 80.0)
+    assert names(project) == [*OF_TABLE, *OF_HISTORY]
+
+
+def test_a_tie_that_numpy_rounds_the_other_way_goes_as_pytorch_has_it(project, monkeypatch):
+    row = figures.found(project)["alone"]
+    pytorchs = torch.tensor([*range(9), 0])  # as it has decided another tie than the right label for a 9
+    monkeypatch.setattr("ffrepro.evaluation.predictions", lambda table, vote: pytorchs)
+    test = figures._test_images(project, "digits")
+    tested = figures._tested(row, lambda _: test)
+    assert tested.predicted.tolist() == [0, 1, 2, 5, *range(4, 10)]  # NumPy's give metrics.json's accuracy
+    state_accuracy(project, 80.0)
+    with pytest.raises(UserError, match=r"gives 90 %, not the 80 % of metrics\.json"):
+        figures._tested(row, lambda _: test)
+    table = torch.rand(10, 10, 2)
+    record.write_tensors({"goodness": table}, project.run("alone", 0) / "goodness.safetensors")
+    state_accuracy(project, 90.0)
+    assert figures._tested(row, lambda _: test).predicted.tolist() == pytorchs.tolist()
+
+
 def test_goodness_that_tells_nothing_apart_has_no_histogram(project, names):
     record.write_tensors({"goodness": torch.zeros(10, 10, 2)}, project.run("alone", 0) / "goodness.safetensors")
+    state_accuracy(project, 10.0)
     assert names(project) == [name for name in DRAWN if name != "goodness-alone"]
 
 

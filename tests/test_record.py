@@ -133,6 +133,23 @@ def test_tensors_come_back_as_they_were_written(tmp_path):
         assert torch.equal(again[name], tensor)
 
 
+def test_arrays_are_the_tensors_and_as_little_trusted(tmp_path):
+    path, given = tmp_path / "t.safetensors", {n: t for n, t in tensors().items() if t.dtype != torch.bfloat16}
+    record.write_tensors(given, path)
+    arrays = record.read_arrays(path)
+    assert arrays.keys() == given.keys()
+    for name, tensor in given.items():
+        assert torch.equal(torch.from_numpy(arrays[name]), tensor)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged: its tensors hash to"):
+        record.read_arrays(path)
+    record.write_tensors({"half": torch.ones(2, dtype=torch.bfloat16)}, path)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        record.read_arrays(path)
+
+
 def test_the_same_bytes_are_written_in_another_process_and_from_another_memory_format(tmp_path):
     code = (
         "import sys, pathlib, torch; sys.path.insert(0, sys.argv[2]); from test_record import tensors;"

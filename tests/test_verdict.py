@@ -224,6 +224,11 @@ def test_what_cannot_be_told_is_none(values, target):
     assert result["sampling_error"] > 0
 
 
+def test_a_lower_bound_that_touches_the_margin_is_not_above_it():
+    assert judged([82.0, 82.0], published(83.5))["not_worse"]["holds"] is False
+    assert judged([82.1, 82.1], published(83.5))["not_worse"]["holds"] is True
+
+
 # The bootstrap interval
 
 
@@ -259,6 +264,12 @@ def test_bootstrap_is_scipys_and_the_same_each_time(target):
         rng=np.random.default_rng(7),
     ).confidence_interval
     assert found == pytest.approx([*expected], abs=0.04)
+
+
+def test_bootstrap_draws_the_same_resamples_each_time():
+    """Of many values, where other resamples would give another interval."""
+    many = [math.sin(i * i) for i in range(12)]
+    assert bootstrap(many, None, 0.9) == bootstrap(many, None, 0.9)
 
 
 # The sampling error
@@ -354,6 +365,23 @@ def test_planning_names_the_spread_and_the_fewest_seeds():
     assert single == {"probability": 0, "std": 1, "std_of": "measured", "seeds_for_80_percent": None}
     assert planning(spread([84.0]), reference(84), rule(1.5)) is None
     assert planning(ours, reference(82, 84, 86), rule(1.5))["seeds_for_80_percent"] is None  # ours cannot mend theirs
+
+
+def test_planning_looks_at_1_to_100_seeds():
+    ours = spread([83.0, 84.0, 85.0])
+
+    def fewest(std):
+        return planning(ours, published(83.5, std), rule(0.1))["seeds_for_80_percent"]
+
+    assert (fewest(0.3385), fewest(0.3393), fewest(0.3402)) == (100, 100, None)  # 101 would do for the last
+    assert power(101, None, 0.3402, rule(0.1)) >= 0.8
+    assert planning(ours, reference(83.7, 84, 84.3), rule(5))["seeds_for_80_percent"] == 1
+
+
+def test_a_verdict_tells_the_power_of_its_rule():
+    target = published(83.5, 0.78)
+    assert judged([83, 84, 85], target)["power"] == planning(spread([83, 84, 85]), target, rule(1.5))
+    assert judged([83, 84, 85], None)["power"] is None
 
 
 # Random cases: 1 to 6 seeds, near and far, against published values and references

@@ -469,6 +469,8 @@ def test_the_lock_is_hashed_as_a_whole(tmp_path):
     both = record.lock_hash(tmp_path)
     (folder / "dev.txt").rename(folder / "lint.txt")
     assert len({first, both, record.lock_hash(tmp_path)}) == 3
+    every = "lint.txt\0b==1\n\0run.txt\0a==1\n"
+    assert record.lock_hash(tmp_path) == hashlib.sha256(every.encode()).hexdigest()
 
 
 def test_the_portable_environment_leaves_out_what_has_no_say_in_it(monkeypatch):
@@ -497,3 +499,33 @@ def test_a_cpu_has_no_driver_and_no_counter_of_joules():
 def test_a_history_is_a_line_a_row_under_the_first_rows_names(tmp_path):
     record.write_csv([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == b"epoch,loss\n1,0.5\n2,0.25\n"
+    record.write_csv([{"epoch": 1, "loss": "\u2153\r\n"}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == b'epoch,loss\n1,"\xe2\x85\x93\r\n"\n'
+
+
+# Files that are sealed
+
+
+def test_a_seal_is_the_hash_of_the_text_without_it(tmp_path):
+    content = {"b": 1, "seal": "an old one", "a": [0.1, "\u2153"]}
+    record.write_sealed(content, tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text == record.sealed(content)
+    written = json.loads(text)
+    assert list(written) == ["b", "a", "seal"]
+    record.write_json({"b": 1, "a": [0.1, "\u2153"]}, tmp_path / "b.json")
+    assert written["seal"] == hashlib.sha256((tmp_path / "b.json").read_bytes()).hexdigest()
+    assert record.sealed(written) == text
+
+
+def test_a_files_hash_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"\r\n\0")
+    assert record.file_hash(tmp_path / "a") == hashlib.sha256(b"\r\n\0").hexdigest()
+    with pytest.raises(UserError) as caught:
+        record.file_hash(tmp_path / "b")
+    assert str(caught.value) == f"{tmp_path / 'b'}: cannot be read: No such file or directory"
+
+
+def test_every_module_is_one():
+    assert {"record", "training", "cli", "__init__"} < set(record.every_module())
+    assert record.code_hash(record.every_module()) != record.code_hash()

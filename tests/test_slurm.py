@@ -39,7 +39,10 @@ KillWait=5
 MessageTimeout=30
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port=17001 CPUs=1 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=1 RealMemory=4000
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -152,6 +155,14 @@ class Submitted:
                 return run
         return None
 
+    def signal(self, run, what):
+        """To the process that trains it, whatever Slurm thinks of its node."""
+        name, _, seed = run.rpartition("-")
+        pids = subprocess.check_output(["pgrep", "--full", f"pipelines.run {name} {seed}$"], text=True).split()
+        assert pids
+        for pid in pids:
+            os.kill(int(pid), what)
+
     def caught(self, **which):
         found = []
         self.slurm.wait(lambda: found.append(self.training(**which)) or found[-1])
@@ -195,9 +206,11 @@ def test_the_ablation_by_slurm_is_the_one_without_byte_for_byte(slurm, project_i
     cancelled = next(run for run in reversed(waiting) if run not in (warned, requeued))
     slurm("scancel", one.job(cancelled))
     lost = one.caught(node="n2", but=[warned, requeued])
+    one.signal(lost, signal.SIGSTOP)  # or a quick machine is done before the controller misses the node
     slurm.daemons["n2"].send_signal(signal.SIGKILL)
     slurm.daemons["n2"].wait()
     slurm.wait(lambda: "down" in slurm("sinfo", "--noheader", "--nodes=n2", "--format=%T"))
+    one.signal(lost, signal.SIGCONT)
     slurm.node("n2")
     one.wait()
 
@@ -241,6 +254,29 @@ def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
     assert one.states()["digits-0"][0] == "done", one.log("digits-0")
     assert "going on after epoch" in one.log("digits-0")
     assert "--mem=2G" in next((project.root / "jobs" / "slurm" / one.job("digits-0")).glob("*.sh")).read_text()
+
+
+def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, project_in, tmp_path):
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    one = Submitted(project_in(tmp_path / "with"), slurm)
+    assert one.run("submit", "digits", "--slurm").stdout.startswith("2 of 2 runs submitted")
+    preempted = one.caught()
+    node = slurm("squeue", "--noheader", f"--job={one.job(preempted)}", "--format=%N").strip()
+    urgent = slurm("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--wrap=sleep 5").split()[-1]
+
+    def facts():
+        return slurm("scontrol", "show", "job", one.job(preempted))
+
+    slurm.wait(lambda: "Restarts=1" in facts())
+    assert "RUNNING" in slurm("squeue", "--noheader", f"--job={urgent}", "--format=%T")
+    one.wait()
+    assert {word for word, _ in one.states("digits").values()} == {"done"}
+    assert re.search(r"going on after epoch \d+", one.log(preempted)), one.log(preempted)
+    without = project_in(tmp_path / "without")
+    Submitted(without, slurm)
+    assert without.run("ffrepro", "reproduce", "digits").returncode in (0, 3, 4)
+    assert files(one.project) == files(without)
 
 
 def test_what_slurm_refuses_is_a_line(slurm, project):

@@ -1,5 +1,6 @@
 """A training repeats and resumes bit for bit."""
 
+import json
 import random
 import shutil
 import signal
@@ -10,10 +11,13 @@ import time
 import pytest
 import torch
 
-from ffrepro import negatives, record, training
+from ffrepro import __version__, negatives, record, training
 from ffrepro.checkpoint import chained, hashes, read, snapshot
+from ffrepro.config import training_parameters
 from ffrepro.data import Split
 from ffrepro.engine import Engine
+from ffrepro.errors import UserError
+from ffrepro.layout import Layout
 from ffrepro.step import optimizers
 from ffrepro.training import build, first_link, train
 
@@ -211,18 +215,81 @@ def test_the_hash_of_the_optimizers_sees_each_moment_and_the_memory(row, digits)
     assert len(seen) == 1 + len(tensors)
 
 
-@pytest.mark.parametrize("quick", [0.0, 1e9])
-def test_the_time_of_an_epoch_is_told_from_few_images_or_from_the_rows_own_batch(row, monkeypatch, quick):
+def test_the_time_of_an_epoch_is_told_from_few_images_or_from_the_rows_own_batch(row, monkeypatch):
     """A step that is not quick, a large network's on a CPU say, is not tried with the whole batch."""
-    batches = []
-    epoch = training.Engine.epoch
+    chosen, clock, seen = row(blocks="4 8P", batch=16), [50.0], []
 
-    def noted(self, *arguments):
-        batches.append(self.experiment.training.batch)
-        return epoch(self, *arguments)
+    def told(step_of):
+        """Seconds of an epoch on a clock by which a step of so many images takes step_of(images)."""
+        seen.clear()
 
-    monkeypatch.setattr(training, "QUICK", quick)
-    monkeypatch.setattr(training.Engine, "epoch", noted)
-    chosen = row(blocks="4 8P", batch=16)
+        def epoch(engine, seed, epoch):
+            batch = engine.experiment.training.batch
+            seen.append((batch, engine.steps, str(engine.data.images.dtype), seed, epoch))
+            clock[0] += engine.steps * step_of(batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.time, "perf_counter", lambda: clock[0])
+            patch.setattr(training.Engine, "epoch", epoch)
+            return training.seconds_per_epoch(chosen, torch.device("cpu")) / chosen.steps
+
+    few = [(batch, 2, "torch.uint8", 0, 0) for batch in (2, 2, 6)]
+    own = [(16, 2, "torch.uint8", 0, 0)] * 2
+    assert told(lambda batch: 0.5 + 0.25 * batch) == pytest.approx(4.5)
+    assert seen == few
+    assert told(lambda batch: 4.0 if batch == 2 else 3.0) == pytest.approx(4.0)  # more images are never quicker
+    assert seen == few
+    assert told(lambda batch: {2: 0.2, 6: 9.2}.get(batch, 1.0)) == pytest.approx(16 * 2.25)  # nothing is no less than 0
+    assert told(lambda batch: {2: 0.5, 6: 0.75, 16: 1.0}[batch]) == pytest.approx(1.0)  # and not 1.375
+    assert seen == few + own
+
+
+def test_an_epoch_that_is_timed_trains(row):
+    chosen = row(blocks="4 8P", batch=16, hardness=1)
     assert training.seconds_per_epoch(chosen, torch.device("cpu")) > 0
-    assert batches == ([2, 2, 6, 16, 16] if quick else [2, 2, 6])
+
+
+def test_a_record_says_what_was_trained_from_what_on_what(row, digits, tmp_path, monkeypatch):
+    chosen, data = row(blocks="4 8P", epochs=2), digits[0].rows(slice(0, 64))
+    trained = training.train(chosen, 7, data)
+    project, history = Layout(tmp_path), tmp_path / "history.csv"
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements" / "run.txt").write_text("torch==2\n")
+    record.write_csv(trained.history, history)
+    monkeypatch.setattr(training, "now", lambda: "2026-01-01T00:00:00+00:00")
+    facts = training.run_record("digits", chosen, 7, trained, history, project)
+    spent = [entry["seconds"] for entry in trained.history]
+    assert facts == {
+        "experiment": "digits",
+        "seed": 7,
+        "ffrepro": __version__,
+        "code": record.code_hash(),
+        "source": record.code_hash(record.every_module()),
+        "lock": record.lock_hash(tmp_path),
+        "row": json.loads(training_parameters(chosen)),
+        "parameters": record.text_hash(training_parameters(chosen)),
+        "data": record.tensors_hash(data._asdict()),
+        "initial_weights": record.tensors_hash(build(chosen, 7, torch.device("cpu")).state_dict()),
+        "chain": trained.chain,
+        "weights": record.tensors_hash(trained.network.state_dict()),
+        "history": record.file_hash(history),
+        "environment": record.environment(torch.device("cpu")),
+        "driver": None,
+        "started": trained.started,
+        "ended": "2026-01-01T00:00:00+00:00",
+        "seconds": round(sum(spent), 1),
+        "joules": None,
+    }
+    measured = [entry | {"joules": joules} for entry, joules in zip(trained.history, (1.25, 2.5), strict=True)]
+    told = training.run_record("digits", chosen, 7, trained._replace(history=measured), history, project)
+    assert told["joules"] == 3.8
+
+
+def test_weights_of_another_network_are_refused_in_a_line(row, tmp_path):
+    network, other = (build(row(blocks=blocks), 0, torch.device("cpu")) for blocks in ("4 8P", "4 4P"))
+    with pytest.raises(UserError) as caught:
+        training.load_weights(network, other.state_dict(), tmp_path / "w")
+    assert str(caught.value) == f"{tmp_path / 'w'}: weights of another network than the row's; train again"
+    changed = {name: value + 1 for name, value in network.state_dict().items()}
+    training.load_weights(network, changed, tmp_path / "w")
+    assert record.tensors_hash(network.state_dict()) == record.tensors_hash(changed)

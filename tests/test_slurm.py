@@ -269,7 +269,7 @@ def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, p
         return slurm("scontrol", "show", "job", one.job(preempted))
 
     slurm.wait(lambda: "Restarts=1" in facts())
-    assert "RUNNING" in slurm("squeue", "--noheader", f"--job={urgent}", "--format=%T")
+    slurm.wait(lambda: "PENDING" not in slurm("squeue", "--noheader", f"--job={urgent}", "--format=%T"))
     one.wait()
     assert {word for word, _ in one.states("digits").values()} == {"done"}
     assert re.search(r"going on after epoch \d+", one.log(preempted)), one.log(preempted)

@@ -167,7 +167,7 @@ def coverage(session: nox.Session) -> None:
     """What the core's own tests leave out of it, line by line and branch by branch; fails below 95 %."""
     install(session, "mutation")
     tests = [f"tests/test_{name}.py" for name in [*CORE, "backprop", "hinton", "doctor", "container", "fuzz", "cli"]]
-    session.run("coverage", "run", "-m", "pytest", *tests, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL, *tests, *session.posargs)
     session.run("coverage", "combine")
     modules = ",".join(f"ffrepro/{name}.py" for name in CORE)
     session.run("coverage", "report", "--show-missing", "--fail-under=95", f"--include={modules}")

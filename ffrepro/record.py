@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,13 @@ def tensors_hash(tensors: Mapping[str, "Tensor"]) -> str:
     """
     import torch
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return _hash(
-        (name, str(tensor.dtype).removeprefix("torch."), tensor.shape, tensor.flatten().view(torch.uint8).numpy())
-        for name, tensor in sorted(plain.items())
-    )
+    def parts() -> "Iterator[tuple[str, str, Sequence[int], NDArray[Any]]]":
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            kind = str(tensor.dtype).removeprefix("torch.")
+            yield name, kind, tensor.shape, tensor.flatten().view(torch.uint8).numpy()
+
+    return _hash(parts())
 
 
 def _hash(parts: Iterable[tuple[str, str, Sequence[int], "NDArray[Any]"]]) -> str:

@@ -618,6 +618,33 @@ def test_a_checked_row_with_an_unknown_or_impossible_value_is_refused(row, tmp_p
             config.read_experiment(path)
 
 
+def test_a_changed_row_is_checked_like_one_of_the_file(sound, tmp_path):
+    row = load(sound, tmp_path).experiments["small"]
+    values = {"training.batch": 16, "network.blocks": "4 4P", "title": "Other", "training.lr": None}
+    content = json.loads(config.canonical(row))
+    for place, value in values.items():
+        content = put(content, place, value) if value is not None else content
+    assert json.loads(config.canonical(config.changed(row, values))) == content
+    assert row == load(sound, tmp_path).experiments["small"]
+    for where in ("given values", "bench"):
+        with pytest.raises(UserError) as caught:
+            config.changed(row, {"training.batch": 0}, *[where] * (where == "bench"))
+        allowed = "a whole number, at least 2, at most 65536"
+        assert str(caught.value) == f"{where}: training.batch: given 0; allowed: {allowed}"
+    assert config.allowed("training", "batch") == allowed
+
+
+def test_defaults_are_what_a_row_that_states_nothing_has(sound, tmp_path):
+    path = tmp_path / "params.yaml"
+    load(sound, tmp_path)
+    assert config.defaults(path) == {"seeds": [0, 1], **sound["defaults"]}
+
+
+@pytest.mark.parametrize(("vote", "number"), [("last", 1), ("last-2", 2), ("last-9", 9), ("all", 12)])
+def test_voters_are_counted_from_the_last_block(vote, number):
+    assert config.number_of_voters(vote, 12) == number
+
+
 def test_a_row_is_found_by_name_or_the_nearest_is_named(sound, tmp_path):
     params = load(sound, tmp_path)
     assert config.experiment(params, "small") is params.experiments["small"]

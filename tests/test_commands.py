@@ -69,7 +69,7 @@ ELSEWHERE = {
     "ffrepro verify results/cifar10": "by hand",
     "nox -s slurm": "by hand",
     "nox -s mutation": "by hand, in parts",
-    "nox -s coverage": "by hand, in parts",
+    "nox -s coverage": "by hand",
     "python -m pipelines.scale 1 10 100 1000 --slurm": "by hand",
     "ffrepro submit headline ablation --slurm": "tests/test_slurm.py, with another table",
     "ffrepro submit cifar10 --slurm": "tests/test_slurm.py, with another row",

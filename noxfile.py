@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import nox
@@ -160,6 +161,10 @@ def mutation(session: nox.Session) -> None:
     install(session, "mutation")
     session.run("mutmut", "run", "--max-children", "2", *session.posargs, env={"FFREPRO_THREADS": "1"})
     session.run("mutmut", "results")
+    listed = session.run("mutmut", "results", "--all", "true", silent=True)
+    outcomes = Counter(re.findall(r"^ *ffrepro\.(\w+)\..*: (.+)$", str(listed), re.MULTILINE))
+    for (module, outcome), number in sorted(outcomes.items()):
+        session.log(f"{module}: {number} {outcome}")
 
 
 @nox.session

@@ -79,6 +79,7 @@ ELSEWHERE = {
     "python -m pipelines.note check@digits prepare@digits train@digits-0 evaluate@digits-0": "by `ffrepro submit`",
     "nox -s image": ".ci/run",
     "nox -s image -- -m image": "by hand",
+    "CONTAINER_ENGINE=podman nox -s image": "by hand",
     f"{BUILDING} -t ffrepro .": "tests/test_image.py",
     f"{CONTAINER} ffrepro reproduce digits": "tests/test_image.py",
     f"{CONTAINER} --gpus all -v cache:/data ffrepro reproduce cifar10": "not run: needs a GPU",

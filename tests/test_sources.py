@@ -72,6 +72,7 @@ def bounded(monkeypatch):
 @pytest.fixture
 def one_mib(monkeypatch):
     monkeypatch.setattr(sources, "LARGEST", MIB)
+    monkeypatch.setattr(data, "CHUNK", MIB // 16)  # small beside it, as in earnest
 
 
 @pytest.fixture

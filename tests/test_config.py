@@ -618,6 +618,29 @@ def test_a_checked_row_with_an_unknown_or_impossible_value_is_refused(row, tmp_p
             config.read_experiment(path)
 
 
+@given(
+    st.recursive(
+        st.integers() | st.text("ab ", max_size=70),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text("xy"), inner),
+        max_leaves=30,
+    ).filter(lambda value: isinstance(value, list | dict))
+)
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_a_collection_is_shown_as_python_writes_it_and_cut(value):
+    assert config._shown(value) == config._cut(repr(value))
+
+
+@pytest.mark.parametrize("value", [[1] * 20, [1] * 19 + [22], [1] * 21, ["a" * 56], ["a" * 57]])
+def test_what_just_fits_is_not_cut(value):
+    assert (len(repr(value)) == 60) == (config._shown(value) == repr(value))
+
+
+def test_a_collection_that_holds_itself_is_shown_once():
+    mapping, sequence = {}, []
+    mapping["x"], sequence[:] = mapping, [1, sequence]
+    assert (config._shown(mapping), config._shown(sequence)) == ("{'x': {...}}", "[1, [...]]")
+
+
 def test_a_changed_row_is_checked_like_one_of_the_file(sound, tmp_path):
     row = load(sound, tmp_path).experiments["small"]
     values = {"training.batch": 16, "network.blocks": "4 4P", "title": "Other", "training.lr": None}

@@ -641,6 +641,42 @@ def test_a_collection_that_holds_itself_is_shown_once():
     assert (config._shown(mapping), config._shown(sequence)) == ("{'x': {...}}", "[1, [...]]")
 
 
+@pytest.mark.parametrize(("name", "most"), [("params.yaml", 256), ("dvc.lock", 4096)])
+def test_a_file_may_be_as_large_as_is_said_and_no_larger(tmp_path, name, most):
+    path, text = tmp_path / name, b"a: 1\n#"
+    path.write_bytes(text + b"x" * ((most << 10) - len(text)))
+    assert config.read_yaml(path) == {"a": 1}
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UserError) as caught:
+        config.read_yaml(path)
+    assert str(caught.value) == f"{name}: given more than {most} KiB; allowed: at most that; restore the file"
+    path.write_bytes(b"\n\nb: 1\n" + b"9" * 1000 + b"\n\n\n")
+    with pytest.raises(UserError, match="line 4: given a number of 1000 digits or more"):
+        config.read_yaml(path)
+
+
+def test_what_is_read_is_the_readers_to_change(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: [1]\n")
+    config.read_yaml(path)["a"].append(2)
+    assert config.read_yaml(path) == {"a": [1]}
+    path.write_text("a: [3]\n")
+    assert config.read_yaml(path) == {"a": [3]}
+
+
+def test_like_is_a_rows_and_no_sections(sound, tmp_path):
+    for place, hint in (("experiments.small", " (did you mean like?)"), ("experiments.small.training", "")):
+        with pytest.raises(UserError) as caught:
+            load(put(sound, f"{place}.lik", "wide"), tmp_path)
+        assert f"{place}.lik: given an unknown key{hint}; allowed: " in str(caught.value)
+
+
+def test_a_rows_name_may_have_50_characters(sound, tmp_path):
+    assert "a" * 50 in load(put(sound, f"experiments.{'a' * 50}", {"title": "x"}), tmp_path).experiments
+    with pytest.raises(UserError, match=r"allowed: text like 'cifar10-quick' \(pattern .*, at most 50 characters\)"):
+        load(put(sound, f"experiments.{'a' * 51}", {"title": "x"}), tmp_path)
+
+
 def test_a_changed_row_is_checked_like_one_of_the_file(sound, tmp_path):
     row = load(sound, tmp_path).experiments["small"]
     values = {"training.batch": 16, "network.blocks": "4 4P", "title": "Other", "training.lr": None}

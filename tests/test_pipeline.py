@@ -267,12 +267,16 @@ stages:
 
 
 def group(leader):
-    """(status, command) of the processes of a process group."""
+    """The commands of the processes of a process group that still have one.
+
+    What has ended gives its memory back, its command with it, and closes its files after that; the kernel takes the
+    rest of it down when whoever reads its output has gone on already.
+    """
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(one.pid) == leader:
-                found.append((one.status(), one.cmdline()))
+            if os.getpgid(one.pid) == leader and one.cmdline():
+                found.append(one.cmdline())
     return found
 
 

@@ -56,10 +56,11 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # as the authors' code does
     result = CASES[case["what"]](Experiment.model_validate(case["row"]), device, case["steps"])
-    return result if case["what"] == "rates" else {**result, "peak_mib": _peak_memory(device)}
+    return result if case["what"] == "rates" else {**result, "peak_mib": peak_memory(device)}
 
 
-def _peak_memory(device: "torch.device") -> float:
+def peak_memory(device: "torch.device") -> float:
+    """In MiB: of the GPU, or of this process on a CPU."""
     import resource
 
     import torch
@@ -77,7 +78,8 @@ def _now(device: "torch.device") -> float:
     return time.perf_counter()
 
 
-def _images(row: Experiment, n: int) -> "Split":
+def random_images(row: Experiment, n: int) -> "Split":
+    """`n` images of the row's shape in random pixels, and random labels."""
     import torch
 
     from ffrepro.data import Split
@@ -87,7 +89,8 @@ def _images(row: Experiment, n: int) -> "Split":
     return Split(pixels, torch.randint(0, row.classes, (n,), generator=generator))
 
 
-def _network(row: Experiment, device: "torch.device", *, plain: bool) -> "Convolutional":
+def untrained_network(row: Experiment, device: "torch.device", *, plain: bool) -> "Convolutional":
+    """The row's network before its first step; plain: in the order of memory that the plain loop's tensors have."""
     import torch
 
     from ffrepro.network import Convolutional
@@ -100,16 +103,17 @@ def _network(row: Experiment, device: "torch.device", *, plain: bool) -> "Convol
     return network
 
 
-def _plain_training(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def plain_training(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+    """The plain loop's speed over so many steps, its images read by PyTorch's data loader."""
     import torch
 
     from ffrepro import plain
     from ffrepro.network import autocast
 
-    training, network = row.training, _network(row, device, plain=True)
+    training, network = row.training, untrained_network(row, device, plain=True)
     adams = plain.optimizers(network, training)
     workers = 4 if device.type == "cuda" else 2  # the authors' number; on a small CPU more would stand in the way
-    batches = plain.batches(_images(row, (WARM_UP + steps) * training.batch), row, workers)
+    batches = plain.batches(random_images(row, (WARM_UP + steps) * training.batch), row, workers)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             begun = _now(device)
@@ -121,13 +125,10 @@ def _plain_training(row: Experiment, device: "torch.device", steps: int) -> dict
 
 
 def _engine_training(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
-    from ffrepro import negatives
-    from ffrepro.engine import Engine
-    from ffrepro.step import optimizers
+    from ffrepro import devices
 
-    network, images = _network(row, device, plain=False), _images(row, steps * row.training.batch)
-    memory = negatives.memory(len(images.labels), row.classes, device)
-    engine = Engine(network, optimizers(network, row.training), memory, images.to(device), row)
+    images = random_images(row, steps * row.training.batch)
+    engine = devices.untrained(row, images.to(device))
     for epoch in range(3):  # on CUDA the first runs as it is, the second captures; an epoch may have a step or two only
         begun = _now(device)
         engine.epoch(0, epoch)
@@ -138,8 +139,8 @@ def _plain_evaluation(row: Experiment, device: "torch.device", steps: int) -> di
     from ffrepro import plain
     from ffrepro.network import autocast
 
-    images = _images(row, EVALUATED).images.to(device).float() / 255
-    network = _network(row, device, plain=True).eval()
+    images = random_images(row, EVALUATED).images.to(device).float() / 255
+    network = untrained_network(row, device, plain=True).eval()
     with autocast(device, row.training.precision):
         return _repeated(lambda: plain.evaluate(network, images, row), device, steps)
 
@@ -150,7 +151,7 @@ def _engine_evaluation(row: Experiment, device: "torch.device", steps: int) -> d
 
     from ffrepro.evaluation import goodness_of_pairs, goodness_table
 
-    images, network = _images(row, EVALUATED).images.to(device), _network(row, device, plain=False)
+    images, network = random_images(row, EVALUATED).images.to(device), untrained_network(row, device, plain=False)
     pairs = round(DECIDED * len(images) * row.classes) if row.training.precision != "float32" else 0
     image = torch.arange(pairs, device=device) % len(images)
 
@@ -170,7 +171,7 @@ def _repeated(evaluate: Callable[[], object], device: "torch.device", times: int
     return {"images_per_second": times * EVALUATED / (_now(device) - begun)}
 
 
-def _rates(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def machine_rates(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
     """What the machine can do at best: matrix products in the row's precision, and copying memory."""
     import torch
 
@@ -193,11 +194,11 @@ def _rates(row: Experiment, device: "torch.device", steps: int) -> dict[str, flo
 
 
 CASES: dict[str, Callable[[Experiment, "torch.device", int], dict[str, float]]] = {
-    "plain training": _plain_training,
+    "plain training": plain_training,
     "engine training": _engine_training,
     "plain evaluation": _plain_evaluation,
     "engine evaluation": _engine_evaluation,
-    "rates": _rates,
+    "rates": machine_rates,
 }
 
 # --- the floor -------------------------------------------------------------------------------------------------------

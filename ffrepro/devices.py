@@ -5,13 +5,18 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
 from ffrepro.errors import MachineError, UserError
 from ffrepro.progress import duration
+
+if TYPE_CHECKING:
+    from ffrepro.data import Split
+    from ffrepro.engine import Engine
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt(3)
 DEVICES = ("auto", "cpu", "cuda")
@@ -127,21 +132,15 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
 
 def fitting_batch(row: Experiment, device: torch.device) -> int | None:
     """The largest half, quarter, ... of the row's batch of which two steps fit into memory beside the data set."""
-    from ffrepro import negatives, training
     from ffrepro.data import Split
-    from ffrepro.engine import Engine
-    from ffrepro.step import optimizers
 
     def fits(batch: int) -> bool:
         smaller = row.training.model_copy(update={"batch": batch})
         n = 2 * batch  # an even and an odd step
         try:
             beside = torch.zeros(SHAPES[row.data.name][1], *row.shape, dtype=torch.uint8, device=device)
-            network = training.build(row, 0, device)
             data = Split(beside[:n], torch.arange(n, device=device) % row.classes)
-            memory = negatives.memory(n, row.classes, device)
-            chosen = row.model_copy(update={"training": smaller})
-            Engine(network, optimizers(network, smaller), memory, data, chosen).epoch(0, 0)
+            untrained(row.model_copy(update={"training": smaller}), data).epoch(0, 0)
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError is one
             return False
         return True
@@ -153,6 +152,18 @@ def fitting_batch(row: Experiment, device: torch.device) -> int | None:
         gc.collect()
         batch //= 2
     return None
+
+
+def untrained(row: Experiment, data: "Split", say: Callable[[str], None] = lambda _: None) -> "Engine":
+    """The row's engine before its first epoch, over these images and on their device; for measuring."""
+    from ffrepro import negatives, training
+    from ffrepro.engine import Engine
+    from ffrepro.step import optimizers
+
+    device = data.images.device
+    network = training.build(row, 0, device)
+    memory = negatives.memory(len(data.labels), row.classes, device)
+    return Engine(network, optimizers(network, row.training), memory, data, row, say)
 
 
 def training_time(row: Experiment, device: torch.device) -> tuple[float, str]:
@@ -172,16 +183,11 @@ def seconds_replayed(row: Experiment, device: torch.device) -> float:
 
     The first two steps, which `training.seconds_per_epoch` goes by, are launched one kernel at a time.
     """
-    from ffrepro import negatives, training
     from ffrepro.data import Split
-    from ffrepro.engine import Engine
-    from ffrepro.step import optimizers
 
     n = TIMED * row.training.batch
-    network = training.build(row, 0, device)
-    data = Split(torch.zeros(n, *row.shape, dtype=torch.uint8), torch.arange(n) % row.classes).to(device)
-    memory = negatives.memory(n, row.classes, device)
-    engine = Engine(network, optimizers(network, row.training), memory, data, row)
+    data = Split(torch.zeros(n, *row.shape, dtype=torch.uint8), torch.arange(n) % row.classes)
+    engine = untrained(row, data.to(device))
     engine.epoch(0, 0)
     begun = time.perf_counter()
     engine.epoch(0, 1)  # ends when its sums are read

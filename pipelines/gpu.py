@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ffrepro import augment, bench, config, determinism, errors, layout, negatives, plain, record
+from ffrepro import augment, bench, config, determinism, devices, errors, layout, plain, record
 from ffrepro.config import Experiment
 from ffrepro.data import DATASETS
 from ffrepro.engine import Engine, draw
 from ffrepro.goodness import wrong_labels
 from ffrepro.network import Network
-from ffrepro.step import optimizers
-from ffrepro.training import build
 
 NETWORKS = {"large": "cifar10", "small": "ablation-symba-batch-overlapping"}  # the row whose network it is
 CONTESTANTS = [
@@ -52,9 +50,7 @@ KINDS = {  # of kernels, by what their names contain; the first that fits
 
 def engine_of(row: Experiment, device: torch.device, n: int) -> Engine:
     """The row's engine over `n` random images."""
-    network, images = build(row, 0, device), bench._images(row, n)
-    memory = negatives.memory(n, row.classes, device)
-    return Engine(network, optimizers(network, row.training), memory, images.to(device), row, say)
+    return devices.untrained(row, bench.random_images(row, n).to(device), say)
 
 
 def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
@@ -90,8 +86,8 @@ def _gradients(row: Experiment, parity: int, device: torch.device) -> dict[int, 
 
 
 def _exact_gradients(row: Experiment, parity: int) -> dict[int, dict[str, torch.Tensor]]:
-    images, draws = bench._images(row, row.training.batch), draw(row, 0, 0, row.training.batch)
-    network = bench._network(row, torch.device("cpu"), plain=True).double()
+    images, draws = bench.random_images(row, row.training.batch), draw(row, 0, 0, row.training.batch)
+    network = bench.untrained_network(row, torch.device("cpu"), plain=True).double()
     data, source = images.rows(draws.order), DATASETS[row.data.name]
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (source.mean, source.std))
     x = augment.normalise(augment.apply(data.images, draws.geometry).double(), mean, std)
@@ -127,7 +123,7 @@ def milliseconds(row: Experiment, device: torch.device, *, fast: bool, steps: in
     engine.epoch(0, 1)  # ends when its sums are read
     return {
         "milliseconds": 1000 * (time.perf_counter() - begun) / steps,
-        "peak_mib": bench._peak_memory(device),
+        "peak_mib": bench.peak_memory(device),
     }
 
 
@@ -135,10 +131,10 @@ def plain_loop(row: Experiment, device: torch.device, steps: int) -> dict[str, f
     """The plain loop's step, with the autotuning of the authors' code."""
     forget(device)
     determinism.switch_on(fast=True)
-    rate = bench._plain_training(row, device, steps)["images_per_second"]
+    rate = bench.plain_training(row, device, steps)["images_per_second"]
     return {
         "milliseconds": 1000 * row.training.batch / rate,
-        "peak_mib": bench._peak_memory(device),
+        "peak_mib": bench.peak_memory(device),
     }
 
 
@@ -215,7 +211,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for (network, precision, kind), its in every.items()
         ]
 
-    part("rates", lambda: bench._rates(rows["large"], device, 10))
+    part("rates", lambda: bench.machine_rates(rows["large"], device, 10))
     part("differences", lambda: differences(config.changed(rows["large"], {"training.batch": COMPARED}), device))
     part("kernels", lambda: kernels(rows["large"], device, options.steps))
     part("engine", rounds)

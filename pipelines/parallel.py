@@ -2,8 +2,9 @@
 
 import sys
 
-from ffrepro import config, data, determinism, devices, errors, layout, lock, parallel, record, training
+from ffrepro import config, data, determinism, devices, errors, layout, lock, parallel, training
 from ffrepro.progress import TrainingProgress, say
+from pipelines.train import write
 
 
 def main(name: str, seed: str, runs: str = "runs") -> None:
@@ -12,7 +13,6 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     devices.require(config.load(project.params), name)
     determinism.switch_on()
     device = devices.choose()
-    checkpoint, folder = project.checkpoint(name, int(seed)), project.run(name, int(seed))
     run = f"{name}-{seed}"
     with parallel.processes() as (rank, number):
         parallel.check(row, number)
@@ -28,16 +28,13 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
                 int(seed),
                 train.to(device),
                 held_out.to(device) if row.data.held_out else None,
-                checkpoint=checkpoint,
+                checkpoint=project.checkpoint(name, int(seed)),
                 say=say if first else lambda _: None,
                 progress=progress.step if first else lambda *_: None,
                 finished=progress.finished if first else lambda _: None,
             )
         if first:
-            record.write_tensors(trained.network.state_dict(), folder / "weights.safetensors")
-            record.write_csv(trained.history, folder / "history.csv")
-            facts = training.run_record(name, row, int(seed), trained, folder / "history.csv", project)
-            record.write_sealed({**facts, **record.image()}, folder / "record.json")
+            write(trained, row, project, name, int(seed))
 
 
 if __name__ == "__main__":

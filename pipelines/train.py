@@ -14,7 +14,6 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     device = devices.choose()
     train, _ = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
-    checkpoint, folder = project.checkpoint(name, int(seed)), project.run(name, int(seed))
     run = f"{name}-{seed}"
     with (  # a training whose DVC was killed goes on: this one waits, and finds it done
         lock.alone(project.lock(run), f"the training of {run}"),
@@ -26,17 +25,23 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
             int(seed),
             train.to(device),
             held_out.to(device) if row.data.held_out else None,
-            checkpoint=checkpoint,
+            checkpoint=project.checkpoint(name, int(seed)),
             keep=devices.keep_states(),
             say=say,
             progress=progress.step,
             finished=progress.finished,
         )
+    write(trained, row, project, name, int(seed))
+    # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
+
+
+def write(trained: training.Trained, row: config.Experiment, project: layout.Layout, name: str, seed: int) -> None:
+    """The files of a run that evaluation reads; its record last, by which the others are known."""
+    folder = project.run(name, seed)
     record.write_tensors(trained.network.state_dict(), folder / "weights.safetensors")
     record.write_csv(trained.history, folder / "history.csv")
-    facts = training.run_record(name, row, int(seed), trained, folder / "history.csv", project)
+    facts = training.run_record(name, row, seed, trained, folder / "history.csv", project)
     record.write_sealed({**facts, **record.image()}, folder / "record.json")
-    # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
 
 
 if __name__ == "__main__":

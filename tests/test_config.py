@@ -1,6 +1,7 @@
 """params.yaml: what is refused, in which words and where a person must look; and the forms that rows are written in."""
 
 import copy
+import datetime
 import json
 import math
 import re
@@ -314,6 +315,41 @@ def test_combinations_at_the_edge_of_the_possible_are_taken(sound, tmp_path, pla
     load(sound, tmp_path)
 
 
+def test_what_only_together_is_impossible_is_told_of_the_row_where_it_meets(sound, tmp_path):
+    """A row that takes one half from the row it is like, where it was possible."""
+    sound = put(sound, "experiments.wide.evaluation", {"vote": "last-2"})
+    load(sound, tmp_path)
+    with pytest.raises(UserError) as caught:
+        load(put(sound, "experiments.one", {"like": "wide", "title": "One", "network": {"blocks": "16P"}}), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "params.yaml: experiments.one.evaluation.vote: given 'last-2'; "
+        "allowed: at most as many blocks as the network has, 1",
+        "params.yaml: defaults.training.update: given 'overlapping'; "
+        "allowed: layer-wise, for a network of 1 block (row one)",
+    ]
+
+
+def test_a_mistake_of_the_row_it_is_like_hides_none_of_a_rows_own(sound, tmp_path):
+    sound = put(sound, "experiments.wide.data", {"held_out": -1})
+    sound = put(sound, "experiments.other", {"like": "wide", "title": "Other", "training": {"lr": 0}})
+    with pytest.raises(UserError) as caught:
+        load(sound, tmp_path)
+    assert [line.split(": given")[0] for line in str(caught.value).splitlines()] == [
+        "params.yaml: experiments.other.training.lr",
+        "params.yaml: experiments.wide.data.held_out",
+    ]
+
+
+def test_what_an_only_row_lacks_is_told_of_the_row(sound, tmp_path):
+    sound = put(put(sound, "experiments.wide", ABSENT), "defaults.training.lr", ABSENT)
+    with pytest.raises(UserError) as caught:
+        load(sound, tmp_path)
+    assert re.fullmatch(
+        r"params\.yaml: experiments\.small\.training\.lr: given nothing; allowed: .* \(here or in defaults\)",
+        str(caught.value),
+    )
+
+
 def test_every_mistake_has_its_line_and_an_inherited_one_only_one(sound, tmp_path):
     for place, value in {
         "defaults.training.lr": 0,
@@ -438,8 +474,14 @@ def test_words_are_those_of_yaml_1_2(sound, tmp_path, word):
 
 
 SYNTAX = {
-    "duplicate key": (b"seeds: [0]\nseeds: [1]\n", 'line 2: not valid YAML 1.2: .*found duplicate key "seeds"$'),
-    "unclosed bracket": (b"seeds: [0, 1\n", "line 2: not valid YAML 1.2: .*expected ',' or '\\]'"),
+    "duplicate key": (
+        b"seeds: [0]\nseeds: [1]\n",
+        'line 2: not valid YAML 1.2: while constructing a mapping, found duplicate key "seeds"$',
+    ),
+    "unclosed bracket": (
+        b"seeds: [0, 1\n",
+        "line 2: not valid YAML 1.2: while parsing a flow sequence, expected ',' or '\\]'",
+    ),
     "two colons": (b"seeds: 0\na: b: c\n", "line 2: not valid YAML 1.2: mapping values are not allowed here$"),
     "tab": (b"defaults:\n\tlr: 1\n", "line 2: not valid YAML 1.2: .*found character '\\\\t'"),
     "two documents": (b"a: 1\n---\nb: 1\n", "line 2: not valid YAML 1.2: .*but found another document$"),
@@ -577,6 +619,12 @@ def test_equal_rows_have_equal_text(sound, tmp_path, place, one, other):
     assert config.training_parameters(a) == config.training_parameters(b)
 
 
+def test_training_parameters_are_written_in_the_order_of_their_names(row):
+    text = config.training_parameters(row())
+    assert text == json.dumps(json.loads(text), sort_keys=True)
+    assert list(json.loads(text)) == ["augmentation", "data", "network", "training"]
+
+
 def test_training_parameters_are_what_a_training_depends_on_and_nothing_else(sound, tmp_path):
     def text(place, value):
         return config.training_parameters(load(put(sound, place, value), tmp_path).experiments["small"])
@@ -603,6 +651,10 @@ def test_a_file_that_is_no_checked_row_is_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^[^\n]*experiment\.json: not a row as the check stage writes it[^\n]*$"):
         config.read_experiment(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"^[^\n]*/experiment\.json: cannot be read: Is a directory$"):
+        config.read_experiment(path)
 
 
 def test_a_checked_row_with_an_unknown_or_impossible_value_is_refused(row, tmp_path):
@@ -628,6 +680,11 @@ def test_a_checked_row_with_an_unknown_or_impossible_value_is_refused(row, tmp_p
 @settings(derandomize=True, max_examples=300, deadline=None)
 def test_a_collection_is_shown_as_python_writes_it_and_cut(value):
     assert config._shown(value) == config._cut(repr(value))
+
+
+def test_a_value_within_a_collection_is_shown_as_python_writes_it():
+    assert config._shown([datetime.date(2020, 1, 1), 1.5]) == "[datetime.date(2020, 1, 1), 1.5]"
+    assert config._shown(datetime.date(2020, 1, 1)) == "2020-01-01"
 
 
 @pytest.mark.parametrize("value", [[1] * 20, [1] * 19 + [22], [1] * 21, ["a" * 56], ["a" * 57]])
@@ -662,6 +719,11 @@ def test_what_is_read_is_the_readers_to_change(tmp_path):
     assert config.read_yaml(path) == {"a": [1]}
     path.write_text("a: [3]\n")
     assert config.read_yaml(path) == {"a": [3]}
+
+
+def test_what_is_allowed_ends_with_the_pattern_where_no_length_is_given():
+    pattern = config._schema(config.Experiment, ("network", "blocks"))["pattern"]
+    assert config.allowed("network", "blocks").endswith(f" (pattern {pattern})")
 
 
 def test_like_is_a_rows_and_no_sections(sound, tmp_path):

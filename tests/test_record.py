@@ -357,6 +357,26 @@ def test_code_that_moves_from_one_module_to_another_is_other_code(copy):
     assert record.code_hash(["augment", "data"]) != as_is
 
 
+def test_the_code_hash_by_hand(copy):
+    (copy / "b.py").write_bytes(b"x = 1\r\n")
+    (copy / "a.py").write_text("y = 'ä'\n", encoding="utf-8")
+    assert record.code_hash(["b", "a"]) == hashlib.sha256("a\0y = 'ä'\n\0b\0x = 1\n".encode()).hexdigest()
+
+
+def test_the_name_of_the_processor_is_the_systems(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: One: @ 2 GHz\nmodel name\t: Another\n")
+    monkeypatch.setattr(record, "Path", {"/proc/cpuinfo": info}.__getitem__)
+    assert record.cpu_model() == "One: @ 2 GHz"
+    assert record.environment(torch.device("cpu"))["model"] == "One: @ 2 GHz"
+    info.unlink()
+    monkeypatch.setattr(record.platform, "processor", lambda: "arm")
+    assert record.cpu_model() == "arm"
+    monkeypatch.setattr(record.platform, "processor", lambda: "")
+    monkeypatch.setattr(record.platform, "machine", lambda: "aarch64")
+    assert record.cpu_model() == "aarch64"
+
+
 def test_the_modules_that_decide_the_numbers_are_there(root):
     assert all((root / "ffrepro" / f"{name}.py").is_file() for name in record.NUMBERS)
 

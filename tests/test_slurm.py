@@ -168,6 +168,20 @@ class Submitted:
         self.slurm.wait(lambda: found.append(self.training(**which)) or found[-1])
         return found[-1]
 
+    def warn(self, run):
+        """As Slurm does before a time limit and at preemption, until the run is queued again.
+
+        Slurm 22.05 may pass the signal on and say "try again later" all the same: scancel would do so for minutes.
+        """
+        command = ["scancel", "--signal=USR2", self.job(run)]
+        asking = subprocess.Popen(command, env=self.slurm.env, stderr=subprocess.DEVNULL)
+        self.requeued(run)
+        asking.kill()
+        asking.wait()
+
+    def requeued(self, run):
+        self.slurm.wait(lambda: "Restarts=1" in self.slurm("scontrol", "show", "job", self.job(run)))
+
     def wait(self):
         self.slurm.wait(lambda: self.slurm("squeue", "--noheader", "--all").strip() == "", 1800)
 
@@ -198,8 +212,8 @@ def test_the_ablation_by_slurm_is_the_one_without_byte_for_byte(slurm, project_i
     assert again.stderr.count("already, left alone") == 20
     assert {word for word, _ in one.states().values()} <= {"queued", "running", "done"}
 
-    warned = one.caught()  # as before a time limit, and at preemption
-    slurm("scancel", "--signal=USR2", one.job(warned))
+    warned = one.caught()
+    one.warn(warned)
     requeued = one.caught(but=[warned])
     slurm("scontrol", "requeue", one.job(requeued))
     waiting = [run for run, (word, _) in one.states().items() if word == "queued"]
@@ -250,6 +264,9 @@ def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
     project.edit("params.yaml", "epochs: 40\n", "epochs: 160\n")
     one.cluster(minutes=2, warning=30)
     assert one.run("submit", "digits", "--slurm").stdout.startswith("1 of 1 runs submitted")
+    held = one.caught()
+    one.signal(held, signal.SIGSTOP)  # or a quick machine is done before the limit; Slurm lets it go on, to end it
+    one.requeued(held)
     one.wait()
     assert one.states()["digits-0"][0] == "done", one.log("digits-0")
     assert "going on after epoch" in one.log("digits-0")
@@ -264,11 +281,7 @@ def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, p
     preempted = one.caught()
     node = slurm("squeue", "--noheader", f"--job={one.job(preempted)}", "--format=%N").strip()
     urgent = slurm("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--wrap=sleep 5").split()[-1]
-
-    def facts():
-        return slurm("scontrol", "show", "job", one.job(preempted))
-
-    slurm.wait(lambda: "Restarts=1" in facts())
+    one.requeued(preempted)
     slurm.wait(lambda: "PENDING" not in slurm("squeue", "--noheader", f"--job={urgent}", "--format=%T"))
     one.wait()
     assert {word for word, _ in one.states("digits").values()} == {"done"}

@@ -1,22 +1,26 @@
 """A training repeats and resumes bit for bit."""
 
+import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ffrepro import __version__, negatives, record, training
+from ffrepro import __version__, checkpoint, negatives, record, training
 from ffrepro.checkpoint import chained, hashes, read, snapshot
 from ffrepro.config import training_parameters
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
+from ffrepro.evaluation import block_accuracies, goodness_table
 from ffrepro.layout import Layout
 from ffrepro.step import optimizers
 from ffrepro.training import build, first_link, train
@@ -98,9 +102,11 @@ def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, mo
     else:
         path.write_bytes(path.read_bytes()[:-100])
     resumed, *_ = train(chosen, seed, data, checkpoint=path, say=lines.append)
-    assert len(lines) == 1
-    assert lines[0].endswith("not resumed, training starts anew")
-    assert ("not a whole checkpoint" if what == "torn" else what) in lines[0]
+    (line,) = lines
+    if what == "torn":
+        assert re.fullmatch(r".*c\.pt: not a whole checkpoint.*: not resumed, training starts anew", line)
+    else:
+        assert line == f"c.pt: of other {what}: not resumed, training starts anew"
     assert_same_weights(resumed, train(chosen, seed, data)[0])
 
 
@@ -193,6 +199,54 @@ def test_the_chain_starts_from_what_is_trained_and_ends_in_the_weights(row, digi
     assert not {link["link"] for link in one.chain} & {link["link"] for link in other.chain}
     assert first_link({"seed": "0", "environment": "here"}) == first_link({"seed": "0", "environment": "there"})
     assert first_link({"seed": "0"}) != first_link({"seed": "1"})
+
+
+def test_the_first_link_by_hand(row, digits):
+    chosen, data = row(epochs=1, blocks="4 4P"), digits[0][torch.arange(100)]
+    trained = train(chosen, 3, data)
+    facts = [
+        ("code", record.code_hash()),
+        ("data", record.tensors_hash(data._asdict())),
+        ("initial weights", record.tensors_hash(build(chosen, 3, torch.device("cpu")).state_dict())),
+        ("parameters", training_parameters(chosen)),
+        ("seed", "3"),
+    ]
+    first = hashlib.sha256("".join(f"{name}: {value}\n" for name, value in facts).encode()).hexdigest()
+    (link,) = trained.chain
+    assert link == chained(first, 1, link["weights"], link["optimizer"])
+
+
+def test_an_epochs_entry_by_a_clock_and_a_meter(row, digits, tmp_path, monkeypatch):
+    """What a history says of an epoch, on a clock and a meter of the test's own."""
+    chosen, data = row(epochs=2, blocks="4 4P", batch=30), digits[0][torch.arange(100)]  # 3 batches; 10 are left over
+    held_out = digits[0][torch.arange(100, 150)]
+    clock, meter, asked, ended = iter((100.0, 103.1234567, 200.0, 204.5)), iter((1000.0, 1002.26, 1010.0, None)), [], []
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr(record, "joules", lambda device: (asked.append(device), next(meter))[1])
+    monkeypatch.setattr(checkpoint, "now", lambda: "2026-01-01T00:00:00+00:00")
+    trained = train(chosen, 0, data, held_out, finished=ended.append)
+    first, second = trained.history
+    assert ended == [first, second]
+    assert asked == [torch.device("cpu")] * 4
+    blocks = [f"{what}_{i}" for what in ("loss", "separation") for i in (1, 2)]
+    counted = ["epoch", "seconds", "images_per_second", "joules"]
+    assert set(first) == {*counted, "loss", *blocks, "held_out_1", "held_out_2"}
+    assert [[entry[key] for key in counted] for entry in (first, second)] == [[1, 3.123, 28.8, 2.3], [2, 4.5, 20.0, 0]]
+    for entry in (first, second):
+        assert entry["loss"] == pytest.approx((entry["loss_1"] + entry["loss_2"]) / 2)
+    table = goodness_table(trained.network, held_out.images, chosen)
+    assert {key: value for key, value in second.items() if key.startswith("held_out_")} == {
+        f"held_out_{block}": value for block, value in block_accuracies(table, held_out.labels).items()
+    }
+    assert trained.started == "2026-01-01T00:00:00+00:00"
+
+
+def test_every_epochs_state_stays_where_it_was_asked_for(row, digits, tmp_path):
+    chosen, data = row(epochs=2, blocks="4 4P"), digits[0][torch.arange(100)]
+    for name, keep in (("kept", True), ("not", False)):
+        train(chosen, 0, data, checkpoint=tmp_path / f"{name}.pt", keep=keep)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["1.pt", "2.pt"]
+    assert not (tmp_path / "not").exists()
 
 
 def test_a_link_by_hand():

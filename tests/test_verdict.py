@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 from scipy.stats import norm, ttest_1samp, ttest_ind, ttest_ind_from_stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind
@@ -299,6 +300,25 @@ def test_power_of_one_seed_against_a_reference():
     assert power(1, 3, 1, rule(5)) == pytest.approx(2 * norm.cdf(1.4101) - 1, abs=1e-4)
     assert power(1, 3, 1, rule(3.37)) == 0  # nothing that one seed gives lies within
     assert power(1, 3, 2.3256, rule(5)) == 0  # the row cifar10-quick
+
+
+@pytest.mark.parametrize(("n", "m", "std"), [(2, None, 0.3), (2, 2, 0.1), (3, 2, 0.3), (3, 5, 0.9), (7, None, 1.1)])
+def test_power_is_an_integral_over_the_spread_that_may_be_found(n, m, std):
+    """As its docstring defines it, without bounds or nodes of its own: by SciPy's quadrature over 0 to infinity."""
+    chosen = rule(1.5)
+
+    def fits(found):  # the chance that means differ by so little, where our spread is `found`
+        theirs = std**2 / m if m else 0
+        error = math.sqrt(found**2 / n + theirs)
+        degrees = error**4 / (found**4 / n**2 / (n - 1) + (theirs**2 / (m - 1) if m else 0))
+        left = max(chosen.margin - scipy.stats.t.ppf(1 - chosen.alpha, degrees) * error, 0)
+        return 2 * norm.cdf(left / (std * math.sqrt(1 / n + (1 / m if m else 0)))) - 1
+
+    def weighted(x):
+        return scipy.stats.chi.pdf(x, n - 1) * fits(x * std / math.sqrt(n - 1))
+
+    parts = [scipy.integrate.quad(weighted, a / 4, (a + 1) / 4, epsabs=1e-10)[0] for a in range(60)]
+    assert power(n, m, std, chosen) == pytest.approx(sum(parts), abs=2e-5)
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, None), (1, 1), (5, 1)])

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import time
 
@@ -100,7 +101,7 @@ def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     for path in (folder, *folder.parents):
         if path.owner() == folder.owner() and path != path.parent:
-            path.chmod(0o755)  # munge looks at who may write where its socket is
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o055)  # munge's socket is everybody's
         else:
             break
     slurm = Slurm(folder)

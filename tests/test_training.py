@@ -15,13 +15,16 @@ import pytest
 import torch
 
 from ffrepro import __version__, checkpoint, negatives, record, training
+from ffrepro.backprop import Classifier
 from ffrepro.checkpoint import chained, hashes, read, snapshot
 from ffrepro.config import training_parameters
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.evaluation import block_accuracies, goodness_table
+from ffrepro.hinton import FullyConnected
 from ffrepro.layout import Layout
+from ffrepro.network import Convolutional
 from ffrepro.step import optimizers
 from ffrepro.training import build, first_link, train
 
@@ -31,6 +34,34 @@ def assert_same_weights(one, other):
     assert list(one) == list(other)
     differing = [name for name in one if not torch.equal(one[name], other[name])]
     assert not differing
+
+
+BLOCKS = [(4, False), (8, True)]
+BUILT = {
+    "Trifecta": (
+        {"blocks": "4 8P", "norm": "layer", "label_patch": 2},
+        lambda: Convolutional((1, 8, 8), 10, BLOCKS, "layer", 5, label_patch=2),
+    ),
+    "its backprop twin": (
+        {"blocks": "4 8P", "norm": "layer", "update": "backprop", "loss": "cross-entropy"},
+        lambda: Classifier((1, 8, 8), 10, BLOCKS, "layer", 5),
+    ),
+    "Hinton's": (
+        {"blocks": "4 8", "norm": "length", "update": "layer-wise", "loss": "threshold"},
+        lambda: FullyConnected((1, 8, 8), 10, [4, 8], 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_the_network_is_the_rows_with_the_seeds_weights(row, kind):
+    values, network = BUILT[kind]
+    built, expected = build(row(**values), 5, torch.device("cpu")), network()
+    assert repr(built) == repr(expected)
+    assert_same_weights(built, expected)
+    convolutions = [value for value in built.parameters() if value.ndim == 4 and value.shape[1] > 1]
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in convolutions)
+    assert len(convolutions) == {"Trifecta": 2, "its backprop twin": 1, "Hinton's": 0}[kind]
 
 
 def test_training_repeats_bit_for_bit_and_depends_on_the_seed(row, digits):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ffrepro import backprop, config, evaluation, record, training
+from ffrepro import backprop, evaluation, record, training
 from ffrepro.backprop import Classifier
 from ffrepro.network import Convolutional
 
@@ -103,23 +103,3 @@ def test_it_repeats_and_depends_on_the_seed(row, digits):
     chosen, data = row(epochs=1, blocks="8P", batch=64, **TWIN), digits[0][torch.arange(128)]
     hashes = [record.tensors_hash(training.train(chosen, seed, data).network.state_dict()) for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        ({"update": "backprop"}, "training.loss: given 'symba'; allowed: cross-entropy, with update: backprop"),
-        ({"loss": "cross-entropy"}, "training.loss: given 'cross-entropy'; allowed: symba, threshold, with update: "),
-        ({**TWIN, "hardness": 1.0}, "training.hardness: given 1.0; allowed: 0, with update: backprop"),
-        ({**TWIN, "label_patch": 2}, "network.label_patch: given 2; allowed: 1, with update: backprop"),
-        ({**TWIN, "vote": "all"}, "evaluation.vote: given 'all'; allowed: last, with update: backprop"),
-        ({**TWIN, "norm": "length"}, "network.norm: given 'length'; allowed: batch, layer, with update: backprop"),
-    ],
-)
-def test_what_it_does_not_have_is_refused(row, values, line):
-    content = row().model_dump(mode="json")
-    for key, value in values.items():
-        next(section for section in content.values() if isinstance(section, dict) and key in section)[key] = value
-    with pytest.raises(config.UserError) as caught:
-        config.checked(config.Experiment, content, "x")
-    assert any(one.startswith(f"x: {line}") for one in str(caught.value).splitlines()), caught.value

@@ -350,6 +350,38 @@ def test_what_an_only_row_lacks_is_told_of_the_row(sound, tmp_path):
     )
 
 
+TWIN = {"update": "backprop", "loss": "cross-entropy"}
+ORIGINAL = {"norm": "length", "update": "layer-wise", "loss": "threshold"}
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"update": "backprop"}, "training.loss: given 'symba'; allowed: cross-entropy, with update: backprop"),
+        ({"loss": "cross-entropy"}, "training.loss: given 'cross-entropy'; allowed: symba, threshold, with update: "),
+        ({**TWIN, "hardness": 1.0}, "training.hardness: given 1.0; allowed: 0, with update: backprop"),
+        ({**TWIN, "label_patch": 2}, "network.label_patch: given 2; allowed: 1, with update: backprop"),
+        ({**TWIN, "vote": "all"}, "evaluation.vote: given 'all'; allowed: last, with update: backprop"),
+        ({**TWIN, "norm": "length"}, "network.norm: given 'length'; allowed: batch, layer, with update: backprop"),
+        (
+            {**ORIGINAL, "blocks": "8 8P"},
+            "network.blocks: given '8 8P'; allowed: no pooling (P), with norm: length",
+        ),
+        (
+            {**ORIGINAL, "blocks": "8 8", "label_patch": 2},
+            "network.label_patch: given 2; allowed: 1, with norm: length",
+        ),
+    ],
+)
+def test_what_the_other_kinds_of_network_do_not_have_is_refused(row, values, line):
+    content = row().model_dump(mode="json")
+    for key, value in values.items():
+        next(section for section in content.values() if isinstance(section, dict) and key in section)[key] = value
+    with pytest.raises(UserError) as caught:
+        config.checked(config.Experiment, content, "x")
+    assert any(one.startswith(f"x: {line}") for one in str(caught.value).splitlines()), caught.value
+
+
 def test_every_mistake_has_its_line_and_an_inherited_one_only_one(sound, tmp_path):
     for place, value in {
         "defaults.training.lr": 0,

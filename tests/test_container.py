@@ -116,7 +116,10 @@ def test_an_image_s_identity_and_the_digest_that_it_is_told(tmp_path, monkeypatc
     monkeypatch.setenv("FFREPRO_IMAGE_ID", digest)
     assert record.image()["image"]["config"] == digest
     monkeypatch.setenv("FFREPRO_IMAGE_ID", "latest")
-    with pytest.raises(UserError, match=r"^FFREPRO_IMAGE_ID: given 'latest'; allowed: what `docker image inspect "):
+    asked = "docker image inspect --format '{{.Id}}' ffrepro"
+    with pytest.raises(
+        UserError, match=f"^FFREPRO_IMAGE_ID: given 'latest'; allowed: what `{re.escape(asked)}` prints"
+    ):
         record.image()
 
 

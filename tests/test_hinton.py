@@ -1,9 +1,8 @@
 """Hinton's original network: fully connected, length-normalised, the label in the first pixels."""
 
-import pytest
 import torch
 
-from ffrepro import config, evaluation, training
+from ffrepro import evaluation, training
 from ffrepro.goodness import goodness
 from ffrepro.hinton import FullyConnected, Layer
 
@@ -76,18 +75,3 @@ def test_it_learns_the_digits(row, digits):
     assert metrics["accuracy"] > 80
     first, last = trained.history[0], trained.history[-1]
     assert all(last[f"loss_{i}"] < first[f"loss_{i}"] for i in (1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        ({"blocks": "8 8P"}, "network.blocks: given '8 8P'; allowed: no pooling (P), with norm: length"),
-        ({"label_patch": 2}, "network.label_patch: given 2; allowed: 1, with norm: length"),
-    ],
-)
-def test_what_it_does_not_have_is_refused(row, values, line):
-    content = row(blocks="8 8", **ORIGINAL).model_dump(mode="json")
-    content["network"] |= values
-    with pytest.raises(config.UserError) as caught:
-        config.checked(config.Experiment, content, "x")
-    assert f"x: {line}" in str(caught.value).splitlines()

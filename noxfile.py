@@ -156,7 +156,8 @@ CORE = [
 def mutation(session: nox.Session) -> None:
     """Change the core's code in a thousand ways, one at a time, and list those that its tests do not notice.
 
-    Takes three quarters of an hour on two cores and goes on where it was stopped; arguments are names of mutants, such as "ffrepro.verdict*".
+    Takes three quarters of an hour on two cores and goes on where it was stopped; arguments are names of mutants, such
+    as "ffrepro.verdict*".
     """
     install(session, "mutation")
     session.run("mutmut", "run", "--max-children", "2", *session.posargs, env={"FFREPRO_THREADS": "1"})

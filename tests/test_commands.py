@@ -68,7 +68,7 @@ ELSEWHERE = {
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
     "ffrepro verify results/cifar10": "by hand",
     "nox -s slurm": "by hand",
-    "nox -s mutation": "by hand, in parts",
+    "nox -s mutation": "by hand",
     "nox -s coverage": "by hand",
     "python -m pipelines.scale 1 10 100 1000 --slurm": "by hand",
     "ffrepro submit headline ablation --slurm": "tests/test_slurm.py, with another table",

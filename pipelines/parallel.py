@@ -34,7 +34,7 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
                 finished=progress.finished if first else lambda _: None,
             )
         if first:
-            write(trained, row, project, name, int(seed))
+            write(name, row, int(seed), trained, project)
 
 
 if __name__ == "__main__":

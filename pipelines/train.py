@@ -31,11 +31,11 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
             progress=progress.step,
             finished=progress.finished,
         )
-    write(trained, row, project, name, int(seed))
+    write(name, row, int(seed), trained, project)
     # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
 
 
-def write(trained: training.Trained, row: config.Experiment, project: layout.Layout, name: str, seed: int) -> None:
+def write(name: str, row: config.Experiment, seed: int, trained: training.Trained, project: layout.Layout) -> None:
     """The files of a run that evaluation reads; its record last, by which the others are known."""
     folder = project.run(name, seed)
     record.write_tensors(trained.network.state_dict(), folder / "weights.safetensors")

@@ -37,18 +37,24 @@ def digits() -> tuple[data.Split, data.Split]:
 
 
 @pytest.fixture
-def row(params: config.Params) -> Callable[..., config.Experiment]:
-    """The digits row with other values: row(epochs=2, blocks="8 8P")."""
+def row_content(params: config.Params) -> Callable[..., dict[str, Any]]:
+    """The digits row with other values, unchecked, as a mapping: row_content(epochs=2, blocks="8 8P")."""
 
-    def changed(name: str = "digits", **values: Any) -> config.Experiment:
+    def changed(name: str = "digits", **values: Any) -> dict[str, Any]:
         content = params.experiments[name].model_dump(mode="json")
         for key, value in values.items():
             places = [section for section in content.values() if isinstance(section, dict) and key in section]
             assert len(places) == 1, f"{key} is in {len(places)} sections"
             places[0][key] = value
-        return config.Experiment.model_validate(content)
+        return content
 
     return changed
+
+
+@pytest.fixture
+def row(row_content: Callable[..., dict[str, Any]]) -> Callable[..., config.Experiment]:
+    """The digits row with other values: row(epochs=2, blocks="8 8P")."""
+    return lambda *name, **values: config.Experiment.model_validate(row_content(*name, **values))
 
 
 @pytest.fixture(autouse=True)

@@ -275,8 +275,8 @@ def group(leader):
     found = []
     for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(one.pid) == leader and one.cmdline():
-                found.append(one.cmdline())
+            if os.getpgid(one.pid) == leader and (command := one.cmdline()):
+                found.append(command)
     return found
 
 

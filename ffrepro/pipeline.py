@@ -1,12 +1,15 @@
 """Run a row's part of the DVC graph, and train the committed references by the same stages."""
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -61,9 +64,48 @@ def environment(project: Layout, settings: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **settings, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
-def alone(project: Layout) -> contextlib.AbstractContextManager[int]:
+@contextlib.contextmanager
+def alone(project: Layout) -> Iterator[int]:
     """The project for this `reproduce` or `reference` only: beside another one, DVC would fail all stages of both."""
-    return lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`")
+    with lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`") as held:
+        _forget_killed(project.root / ".dvc" / "tmp" / "rwlock")
+        yield held
+
+
+def _forget_killed(path: Path) -> None:
+    """Take out of DVC's locks what killed processes left there.
+
+    DVC fails as long as a process has the number of one that left a lock: the kernel still lists it for a moment, and
+    after a restart any program may have its number. It fails for good at a file that was cut off while DVC wrote it.
+    """
+    if not path.exists():
+        return
+    from dvc.rwlock import SCHEMA
+    from voluptuous import Invalid
+
+    with contextlib.suppress(OSError), path.with_suffix(".lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: a DVC that is at work has it open
+        try:
+            locks = SCHEMA(json.loads(path.read_bytes()))
+        except (ValueError, Invalid):
+            path.unlink()
+            return
+        write = {file: holder for file, holder in locks["write"].items() if _at_work(**holder)}
+        read = {file: [one for one in holders if _at_work(**one)] for file, holders in locks["read"].items()}
+        kept = {"write": write, "read": {file: holders for file, holders in read.items() if holders}}
+        if kept != locks:
+            record.write_text(json.dumps(kept), path)
+
+
+def _at_work(pid: int, cmd: str) -> bool:
+    """Whether a process of that number still runs the command; a program of another name may have started it."""
+    try:
+        command = " ".join(psutil.Process(pid).cmdline())
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:  # none, or one that has ended
+        return False
+    return command.endswith(" ".join(cmd.split(" ")[1:]))
 
 
 def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:

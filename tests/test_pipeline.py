@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -264,6 +265,63 @@ stages:
         done = project.run("ffrepro", "reproduce", "digits")
         assert done.stderr.endswith("dvc.lock: cut off while DVC wrote it; delete it: finished stages run again\n")
         assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def processes():
+    """Starts programs that end with the test, as DVC's number in its locks may name one: `processes(program)`."""
+    started = []
+
+    def start(*command):
+        started.append(subprocess.Popen([*command]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_what_a_killed_dvc_left_in_its_locks_stops_nobody(project, processes):
+    locks = project.root / ".dvc" / "tmp" / "rwlock"
+    locks.parent.mkdir()
+    (locks.parent / "rwlock.lock").touch()
+    ours = "-c repro --keep-going verdict@digits"
+    killed = processes(sys.executable, "-c", "", *ours.split()[1:])  # not waited for: the kernel still lists it
+    while psutil.Process(killed.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    other = processes("sleep", "600")  # has the number of one that was killed, as after a restart
+    working = processes(sys.executable, "-c", "import time; time.sleep(600)", "repro", "prepare@mnist")  # a `dvc repro`
+    gone, taken = {"pid": killed.pid, "cmd": ours}, {"pid": other.pid, "cmd": ours}
+    live = {"pid": working.pid, "cmd": "/bin/dvc repro prepare@mnist"}
+    runs = str(project.root / "runs")
+    left = {"write": {f"{runs}/a": gone, f"{runs}/b": taken, f"{runs}/c": live}, "read": {f"{runs}/d": [live, taken]}}
+    held = {"write": {f"{runs}/c": live}, "read": {f"{runs}/d": [live]}}
+
+    def after(text):
+        locks.write_text(text)
+        with pipeline.alone(layout.Layout(project.root)):
+            return json.loads(locks.read_text()) if locks.exists() else None
+
+    assert after(json.dumps(left)) == held
+    assert after("{}") == {}
+    assert after("") is None  # cut off while DVC wrote it: it would not go on
+    assert after(json.dumps(left)[:40]) is None
+    assert after('{"write": {"a": 3}}') is None
+    with (locks.parent / "rwlock.lock").open() as guard:  # a DVC that is at them now: nobody else's
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        assert after(json.dumps(left)) == left
+
+    shrink(project)
+    files = [project.root / "runs" / "digits" / "experiment.json", project.root / "data" / "digits.safetensors"]
+    locks.write_text(json.dumps({"write": {str(file): who for file, who in zip(files, (gone, taken), strict=True)}}))
+    done = project.run(
+        "dvc", "repro", "check@digits", "prepare@digits", "--keep-going", DVC_SYSTEM_CONFIG_DIR=no_git(project)
+    )
+    assert done.stderr.count("is busy") == 2
+    done = project.run("ffrepro", "reproduce", "digits")
+    assert "verdict: " in done.stdout, done.stderr
+    assert "busy" not in done.stderr
 
 
 def group(leader):

@@ -1,22 +1,18 @@
 """What the runs did, drawn: report/figures/NAME.svg and NAME.png, the same bytes for the same files.
 
-First the functions that compute what is drawn, then those that draw it, a kind of figure each. Matplotlib is used by
-its objects alone, without pyplot's global state, and imported where it is used, since it takes a second.
+A function draws a kind of figure, from what `figure_data` computes. Matplotlib is used by its objects alone, without
+pyplot's global state, and imported where it is used, since it takes a second.
 """
 
-import csv
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ffrepro import config, record, report, results, targets
-from ffrepro.config import Experiment
+from ffrepro import figure_data, record, targets
 from ffrepro.errors import UserError
+from ffrepro.figure_data import Cell, Row, Tested
 from ffrepro.layout import Layout
 
 if TYPE_CHECKING:
@@ -56,12 +52,6 @@ STYLE: dict[Any, Any] = {
 KEYS = 3  # of a legend in a line
 SHOWN = 0.995  # least share of each histogram within the axis: a few images have ten times the others' goodness
 SAMPLES = 8
-SHADES = 32  # colours of a drawn image
-LABELS: Mapping[str, Sequence[str]] = {
-    "cifar10": ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "fashion-mnist": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
-}
-"""Names of the labels where they are not digits."""
 
 
 class Figure(NamedTuple):
@@ -70,33 +60,6 @@ class Figure(NamedTuple):
     name: str
     title: str
     words: str
-
-
-class Row(NamedTuple):
-    """A row with results, and the project in whose `runs` they lie."""
-
-    name: str
-    experiment: Experiment
-    seeds: tuple[int, ...]
-    mean: float  # accuracy in percent
-    place: Layout
-
-    @property
-    def forward(self) -> bool:
-        """Whether it learns by Forward-Forward: a backprop twin has no goodness."""
-        return self.experiment.training.update != "backprop"
-
-    @property
-    def labels(self) -> Sequence[str]:
-        return LABELS.get(self.experiment.data.name) or [str(label) for label in range(self.experiment.classes)]
-
-
-class Cell(NamedTuple):
-    """A cell of a table whose row has results."""
-
-    row: str
-    column: str
-    of: Row
 
 
 Drawn = tuple[Figure, "Canvas"]
@@ -135,14 +98,14 @@ def _save(canvas: "Canvas", ending: str, title: str, path: Path) -> None:
 
 def plan(project: Layout) -> Iterator[Callable[[], Drawn]]:
     """What draws each figure, in their order: the tables', then row by row."""
-    rows, tables = found(project), targets.read_tables(project.paper)
+    rows, tables = figure_data.found(project), targets.read_tables(project.paper)
     for name, table in tables.items():
-        yield partial(draw_depth, name, table, cells(table, rows))
-        yield partial(draw_time, name, table, cells(table, rows))
-    tests = cache(partial(_test_images, project))  # for this call: another may find other files
-    for name in chosen(rows, tables):
+        yield partial(draw_depth, name, table, figure_data.cells(table, rows))
+        yield partial(draw_time, name, table, figure_data.cells(table, rows))
+    tests = cache(partial(figure_data.test_images, project))  # for this call: another may find other files
+    for name in figure_data.chosen(rows, tables):
         row = rows[name]
-        tested = cache(partial(_tested, row, tests))
+        tested = cache(partial(figure_data.tested, row, tests))
         yield partial(draw_curves, row, "loss")
         yield partial(draw_curves, row, "separation")
         yield partial(draw_goodness, row, tested)
@@ -150,257 +113,15 @@ def plan(project: Layout) -> Iterator[Callable[[], Drawn]]:
         yield partial(draw_samples, row, tested)
 
 
-# What is drawn
-
-
-def found(project: Layout) -> dict[str, Row]:
-    """The rows with results, by name."""
-    rows = config.load(project.params).experiments
-    return {
-        name: Row(
-            name,
-            rows[name],
-            tuple(result.seeds),
-            result.accuracy["mean"],
-            Layout(project.root, result.folder),
-        )
-        for name, result in results.known(project).items()
-    }
-
-
-def cells(table: targets.Table, rows: Mapping[str, Row]) -> list[Cell]:
-    """The cells of a table that have results."""
-    every = ((row, column, name) for row, of_row in table.rows.items() for column, name in of_row.items())
-    return [Cell(row, column, rows[name]) for row, column, name in every if name in rows]
-
-
-def chosen(rows: Mapping[str, Row], tables: Mapping[str, targets.Table]) -> list[str]:
-    """The rows to look at one by one: those in no table, and each table's best, of those that learn by
-    Forward-Forward."""
-    forward = [row for row in rows.values() if row.forward]
-    within = {name for table in tables.values() for name in table.cells.values()}
-    names = [row.name for row in forward if row.name not in within]
-    for table in tables.values():
-        members = [row for row in forward if row.name in table.cells.values()]
-        names += [max(members, key=lambda row: row.mean).name] if members else []
-    return list(dict.fromkeys(names))
-
-
-class Accuracy(NamedTuple):
-    """A block's accuracy by itself, in percent: over the seeds the mean, the lowest and the highest."""
-
-    block: int
-    mean: float
-    low: float
-    high: float
-
-
-def depth(runs: Iterable[Mapping[str, Any]]) -> list[Accuracy]:
-    """Block by block, from the metrics of each seed."""
-    seeds = [run["metrics"]["blocks"] for run in runs]
-    each = {block: [blocks[block] for blocks in seeds] for block in seeds[0]}
-    return [Accuracy(int(block), fmean(values), min(values), max(values)) for block, values in each.items()]
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """history.csv, an entry an epoch with the columns that have a value in it. Raises UserError when it is none."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file, strict=True)
-            entries = [{key: float(text) for key, text in line.items() if text} for line in table]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path}: not a history ({config.plain(error)})") from None
-    if not entries or [entry.get("epoch") for entry in entries] != list(range(1, len(entries) + 1)):
-        raise UserError(f"{path}: not a history (no epochs in order, from 1 on)")
-    if wrong := [column for column in table.fieldnames or () if not COLUMN.fullmatch(column)]:
-        raise UserError(f"{path}: not a history (column {config.plain(repr(wrong[0]))})")
-    if any(math.isfinite(value) and abs(value) > LARGEST for entry in entries for value in entry.values()):
-        raise UserError(f"{path}: not a history (a value beyond float32)")
-    return entries
-
-
-COLUMN = re.compile(r"[a-z_]+(_[0-9]{1,4})?")  # as training names them: `loss`, and `loss_3` of a block
-LARGEST = 3.5e38  # what a loss can be in float32
-Curves = dict[int, list[tuple[float, float]]]
-
-
-def curves(histories: Iterable[Iterable[Mapping[str, float]]], what: str) -> Curves:
-    """{block: [(epoch, mean over seeds), ...]} of `loss` or `separation`.
-
-    A block learns in some epochs only where these have few steps: the mean is over the seeds that have a value, and an
-    epoch without one has no point.
-    """
-    values: dict[int, dict[float, list[float]]] = {}
-    for entry in (entry for history in histories for entry in history):
-        for column, value in entry.items():
-            kind, _, block = column.rpartition("_")
-            if kind == what and block.isdecimal() and math.isfinite(value):
-                values.setdefault(int(block), {}).setdefault(entry["epoch"], []).append(value)
-    return {
-        block: [(epoch, fmean(ones)) for epoch, ones in sorted(epochs.items())]
-        for block, epochs in sorted(values.items())
-    }
-
-
-def by_label(goodness: "NDArray[Any]", labels: "NDArray[Any]") -> "tuple[NDArray[Any], NDArray[Any]]":
-    """(goodness under the true label (N,), under the wrong ones (N (classes - 1),)) of (N, classes) and (N,)."""
-    import numpy
-
-    true = numpy.arange(goodness.shape[1]) == labels[:, None]
-    return goodness[true], goodness[~true]
-
-
-def density(values: "NDArray[Any]", edges: "NDArray[Any]") -> "NDArray[Any]":
-    """A histogram whose whole area is 1, with what lies beyond the edges."""
-    import numpy
-
-    heights, _ = numpy.histogram(values, bins=edges)
-    result: NDArray[Any] = heights / (len(values) * numpy.diff(edges))
-    return result
-
-
-def confusion(labels: "NDArray[Any]", predicted: "NDArray[Any]", classes: int) -> list[list[int]]:
-    """How many images of each label, row by row, were predicted to be of which, column by column."""
-    import numpy
-
-    counts = numpy.bincount(labels * classes + predicted, minlength=classes * classes)
-    result: list[list[int]] = counts.reshape(classes, classes).tolist()
-    return result
-
-
-class Timed(NamedTuple):
-    """A run's seconds of training and its accuracy in percent."""
-
-    seconds: float
-    accuracy: float
-
-
-def timed(runs: Iterable[Mapping[str, Any]]) -> list[Timed]:
-    """Seed by seed, from metrics and records."""
-    return [Timed(float(run["record"]["seconds"]), float(run["metrics"]["accuracy"])) for run in runs]
-
-
-Stroke = tuple[int, int, int]  # y, from x, to x
-
-
-def strokes(image: "NDArray[Any]") -> list[tuple[str, list[Stroke]]]:
-    """An image (C, H, W) uint8 as horizontal runs of one colour each, by colour, the commonest first.
-
-    In at most `SHADES` colours: the report's page allows no embedded image, and a path for every pixel is long.
-    """
-    import numpy
-    from PIL import Image
-
-    pixels = numpy.ascontiguousarray(numpy.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
-    small = Image.fromarray(pixels).quantize(SHADES, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette, shades, (width, height) = small.getpalette() or [], small.tobytes(), small.size
-    runs: dict[int, list[Stroke]] = {}
-    for y in range(height):
-        x = 0
-        for shade, same in groupby(shades[y * width : (y + 1) * width]):
-            stop = x + len(list(same))
-            runs.setdefault(shade, []).append((y, x, stop))
-            x = stop
-    commonest = sorted(runs, key=lambda shade: (-shades.count(shade), shade))
-    return [("#" + bytes(palette[3 * shade : 3 * shade + 3]).hex(), runs[shade]) for shade in commonest]
-
-
-# Files
-
-
-def _runs(row: Row) -> list[dict[str, Any]]:
-    """metrics and record of every seed, which must be the row's: `report.collect`, for files that hold anything."""
-    try:
-        runs = report.collect(row.name, row.experiment, row.seeds, row.place)
-        timed(runs), depth(runs)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{row.name}: metrics or record are not what the stages write ({error!r})") from None
-    return runs
-
-
-T = TypeVar("T")
-Lines = list[tuple[Cell, list[T]]]
-
-
-def _of_whole(members: Iterable[Cell], what: Callable[[list[dict[str, Any]]], list[T]]) -> Lines[T]:
-    """What is drawn of each cell's runs, for the cells whose runs are whole."""
-    lines = []
-    for cell in members:
-        try:
-            lines.append((cell, what(_runs(cell.of))))
-        except UserError:
-            continue
-    return lines
-
-
-def _by_data_set(lines: Lines[T]) -> dict[str, Lines[T]]:
-    panels: dict[str, Lines[T]] = {}
-    for line in lines:
-        panels.setdefault(line[0].of.experiment.data.name, []).append(line)
-    return panels
-
-
-class Images(NamedTuple):
-    """images (N, C, H, W) uint8 and labels (N,) int64."""
-
-    images: "NDArray[Any]"
-    labels: "NDArray[Any]"
-
-
-def _test_images(project: Layout, name: str) -> Images:
-    arrays = record.read_arrays(project.data(name))
-    try:
-        return Images(arrays["test.images"], arrays["test.labels"])
-    except KeyError as error:
-        raise UserError(f"{project.data(name)}: no tensor {error}") from None
-
-
-class Tested(NamedTuple):
-    """The first seed's goodness (N, classes, blocks) of the test images, and what the row's vote makes of it."""
-
-    goodness: "NDArray[Any]"
-    predicted: "NDArray[Any]"
-    test: Images
-
-
-def _tested(row: Row, tests: Callable[[str], Images]) -> Tested:
-    import numpy
-
-    stated = timed(_runs(row))[0].accuracy
-    path = row.place.run(row.name, row.seeds[0]) / "goodness.safetensors"
-    table = record.read_arrays(path).get("goodness")
-    test, vote = tests(row.experiment.data.name), row.experiment.evaluation.vote
-    shape = (len(test.labels), row.experiment.classes, row.experiment.columns)
-    if table is None or table.shape != shape or not numpy.isfinite(table).all():
-        raise UserError(f"{path}: no finite goodness of {shape} images, labels and blocks")
-    voters = config.number_of_voters(vote, shape[2])
-
-    def accuracy() -> float:
-        return float(100 * (predicted == test.labels).mean())
-
-    predicted = table[:, :, -voters:].mean(2).argmax(1)
-    if accuracy() != stated:  # added up in another order than PyTorch's, a tie can go the other way
-        from torch import from_numpy  # takes longer than drawing
-
-        from ffrepro.evaluation import predictions
-
-        predicted = predictions(from_numpy(table), vote).numpy()
-        if accuracy() != stated:
-            raise UserError(f"{path}: gives {accuracy():g} %, not the {stated:g} % of metrics.json")
-    return Tested(table, predicted, test)
-
-
 # Figures of tables
 
 
 def draw_depth(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
     """Accuracy of each block by itself, a line for each row of a table, a panel for each data set."""
-    lines = _of_whole((cell for cell in members if cell.of.forward), depth)
+    lines = figure_data.of_whole((cell for cell in members if cell.of.forward), figure_data.depth)
     if len(lines) < 2:
         raise UserError(f"{name}: fewer than 2 rows to compare")
-    panels, shown = _by_data_set(lines), [cell for cell, _ in lines]
+    panels, shown = figure_data.by_data_set(lines), [cell for cell, _ in lines]
     look, words = _Look(table, shown), []
     canvas, axes = _panels(panels, "block", "accuracy of each block (%)", look.keys(shown))
     for (data_set, inside), panel in zip(panels.items(), axes, strict=True):
@@ -425,7 +146,7 @@ def draw_time(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
     """Test accuracy against seconds of training, a point a run, for data sets with rows of both kinds."""
     panels = {
         data_set: lines
-        for data_set, lines in _by_data_set(_of_whole(members, timed)).items()
+        for data_set, lines in figure_data.by_data_set(figure_data.of_whole(members, figure_data.timed)).items()
         if {cell.of.forward for cell, _ in lines} == {True, False}
     }
     if not panels:
@@ -560,9 +281,9 @@ def draw_curves(row: Row, what: str) -> Drawn:
     """The loss or the separation of each block over the epochs."""
     from matplotlib import colormaps
 
-    _runs(row)  # whose histories these are
-    histories = [read_history(row.place.run(row.name, seed) / "history.csv") for seed in row.seeds]
-    lines = curves(histories, what)
+    figure_data.whole_runs(row)  # whose histories these are
+    histories = [figure_data.read_history(row.place.run(row.name, seed) / "history.csv") for seed in row.seeds]
+    lines = figure_data.curves(histories, what)
     if not lines:
         raise UserError(f"{row.name}: no {what} of a block in the histories")
     canvas = _canvas(3.0)
@@ -607,7 +328,7 @@ def draw_goodness(row: Row, tested: Callable[[], Tested]) -> Drawn:
     import numpy
 
     goodness, _, test = tested()
-    right, wrong = by_label(goodness[:, :, -1], test.labels)
+    right, wrong = figure_data.by_label(goodness[:, :, -1], test.labels)
     low, high = min(right.min(), wrong.min()), max(numpy.quantile(part, SHOWN) for part in (right, wrong))
     edges = numpy.linspace(low, high, 51)
     if edges[0] == edges[-1]:
@@ -615,7 +336,7 @@ def draw_goodness(row: Row, tested: Callable[[], Tested]) -> Drawn:
     canvas = _canvas(2.8)
     panel = canvas.add_subplot(xlabel="goodness of the last block", ylabel="density")
     for values, colour, dash, label in ((wrong, ORANGE, DASHES[1], "wrong labels"), (right, BLUE, "-", "true label")):
-        heights = density(values, edges)
+        heights = figure_data.density(values, edges)
         panel.stairs(heights, edges, fill=True, color=colour, alpha=0.25)
         panel.stairs(heights, edges, color=colour, linestyle=dash, label=label, linewidth=1.4)
     panel.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
@@ -633,7 +354,7 @@ def draw_confusion(row: Row, tested: Callable[[], Tested]) -> Drawn:
     """What the images of each label were predicted to be, counts printed and shares shaded."""
     classes, labels = row.experiment.classes, row.labels
     _, predicted, test = tested()
-    counts = confusion(test.labels, predicted, classes)
+    counts = figure_data.confusion(test.labels, predicted, classes)
     canvas = _canvas(4.6)
     panel = canvas.add_subplot(xlabel="predicted label", ylabel="true label", aspect="equal")
     shares = [[count / max(sum(line), 1) for count in line] for line in counts]
@@ -712,7 +433,7 @@ def _draw_image(panel: "Axes", image: "NDArray[Any]", pixel: float) -> None:
     from matplotlib.path import Path as Shape
 
     _, height, width = image.shape
-    (background, _), *rest = strokes(image)
+    (background, _), *rest = figure_data.strokes(image)
     panel.add_patch(Rectangle((0, 0), width, height, color=background, linewidth=0))
     for colour, runs in rest:
         points = [(x, y + 0.5) for y, start, stop in runs for x in (start - 0.03, stop + 0.03)]

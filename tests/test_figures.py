@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from ffrepro import config, data, figures, record, targets
+from ffrepro import config, data, figure_data, figures, record, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.targets import measured, spread
@@ -127,7 +127,7 @@ def contents(project):
 
 def test_accuracy_by_depth_is_mean_lowest_and_highest_over_seeds():
     runs = [{"metrics": {"blocks": {"1": one, "2": two}}} for one, two in ((10.0, 90.0), (20.0, 96.0), (60.0, 93.0))]
-    assert figures.depth(runs) == [(1, 30.0, 10.0, 60.0), (2, 93.0, 90.0, 96.0)]
+    assert figure_data.depth(runs) == [(1, 30.0, 10.0, 60.0), (2, 93.0, 90.0, 96.0)]
 
 
 def test_curves_are_means_over_the_seeds_that_have_a_value():
@@ -137,17 +137,17 @@ def test_curves_are_means_over_the_seeds_that_have_a_value():
         {"epoch": 3.0, "loss_1": 0.1, "held_out_1": 50.0},
     ]
     second = [{"epoch": 1.0, "loss_1": 3.0, "loss_2": 0.2}, {"epoch": 2.0, "loss_1": 1.5, "loss_2": float("nan")}]
-    assert figures.curves([first, second], "loss") == {
+    assert figure_data.curves([first, second], "loss") == {
         1: [(1, 2.0), (2, 1.0), (3, 0.1)],
         2: [(1, 0.2), (2, 0.4)],  # no seed has one in epoch 3
         10: [(1, 8.0)],
     }
-    assert list(figures.curves([first, second], "loss")) == [1, 2, 10]
-    assert figures.curves([first, second], "separation") == {2: [(2, -2.0)]}
+    assert list(figure_data.curves([first, second], "loss")) == [1, 2, 10]
+    assert figure_data.curves([first, second], "separation") == {2: [(2, -2.0)]}
 
 
 def test_a_history_is_read_without_its_gaps(made):
-    assert figures.read_history(made.run("alone", 1) / "history.csv")[1] == {
+    assert figure_data.read_history(made.run("alone", 1) / "history.csv")[1] == {
         "epoch": 2.0,
         "loss": 9.0,
         "loss_1": 1.5,
@@ -160,41 +160,41 @@ def test_a_history_is_read_without_its_gaps(made):
 def test_what_is_no_history_is_refused(tmp_path, text):
     (tmp_path / "history.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="not a history"):
-        figures.read_history(tmp_path / "history.csv")
+        figure_data.read_history(tmp_path / "history.csv")
 
 
 def test_goodness_is_parted_by_label():
     goodness = numpy.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    right, wrong = figures.by_label(goodness, numpy.array([2, 0]))
+    right, wrong = figure_data.by_label(goodness, numpy.array([2, 0]))
     assert (right.tolist(), wrong.tolist()) == ([3.0, 4.0], [1.0, 2.0, 5.0, 6.0])
 
 
 def test_the_area_of_a_histogram_counts_what_lies_beyond():
     values, edges = numpy.array([0.0, 0.1, 0.6, 5.0]), numpy.array([0.0, 0.5, 1.0])
-    assert figures.density(values, edges).tolist() == [1.0, 0.5]  # 2 and 1 of 4, in bins of width 1/2
+    assert figure_data.density(values, edges).tolist() == [1.0, 0.5]  # 2 and 1 of 4, in bins of width 1/2
 
 
 def test_confusions_are_counted_by_true_and_predicted_label():
     labels, predicted = numpy.array([0, 0, 1, 2, 2]), numpy.array([0, 2, 1, 1, 1])
-    assert figures.confusion(labels, predicted, 3) == [[1, 0, 1], [0, 1, 0], [0, 2, 0]]
+    assert figure_data.confusion(labels, predicted, 3) == [[1, 0, 1], [0, 1, 0], [0, 2, 0]]
 
 
 def test_time_and_accuracy_are_those_of_each_run():
     runs = [{"metrics": {"accuracy": 90}, "record": {"seconds": 12.5}}]
-    assert figures.timed(runs) == [(12.5, 90.0)]
+    assert figure_data.timed(runs) == [(12.5, 90.0)]
 
 
 def test_rows_by_themselves_and_the_best_of_each_table_are_chosen(made):
-    rows, tables = figures.found(made), targets.read_tables(made.paper)
-    assert figures.chosen(rows, tables) == ["alone", "high", "low"]  # not the twin, which is better
+    rows, tables = figure_data.found(made), targets.read_tables(made.paper)
+    assert figure_data.chosen(rows, tables) == ["alone", "high", "low"]  # not the twin, which is better
     worse = {**rows, "high": rows["high"]._replace(mean=1.0)}
-    assert figures.chosen(worse, tables) == ["alone", "low"]
-    assert figures.chosen({"twin": rows["twin"]}, tables) == []
-    assert figures.chosen(rows, {}) == ["alone", "high", "low"]
+    assert figure_data.chosen(worse, tables) == ["alone", "low"]
+    assert figure_data.chosen({"twin": rows["twin"]}, tables) == []
+    assert figure_data.chosen(rows, {}) == ["alone", "high", "low"]
 
 
 def test_results_are_found_where_they_lie(made):
-    rows = figures.found(made)
+    rows = figure_data.found(made)
     assert (rows["alone"].seeds, rows["alone"].place.runs, rows["alone"].mean) == ((0, 1), "runs", 91.0)
     assert (rows["high"].seeds, rows["high"].place.runs, rows["high"].mean) == ((3, 4), "results", 71.0)
     assert "idle" not in rows
@@ -203,17 +203,17 @@ def test_results_are_found_where_they_lie(made):
 def test_an_image_becomes_runs_of_one_colour():
     image = numpy.array([[[0, 0, 255], [0, 255, 0]]], dtype=numpy.uint8)
     black, white = [(0, 0, 2), (1, 0, 1), (1, 2, 3)], [(0, 2, 3), (1, 1, 2)]
-    assert figures.strokes(image) == [("#000000", black), ("#ffffff", white)]
+    assert figure_data.strokes(image) == [("#000000", black), ("#ffffff", white)]
     red = numpy.array([[[255, 255]], [[0, 0]], [[0, 0]]], dtype=numpy.uint8)
-    assert figures.strokes(red) == [("#ff0000", [(0, 0, 2)])]
+    assert figure_data.strokes(red) == [("#ff0000", [(0, 0, 2)])]
 
 
 def test_the_runs_of_an_image_cover_each_pixel_once():
     image = numpy.random.default_rng(0).integers(256, size=(3, 9, 7), dtype=numpy.uint8)
-    found = figures.strokes(image)
+    found = figure_data.strokes(image)
     pixels = [(y, x) for _, runs in found for y, start, stop in runs for x in range(start, stop)]
     assert sorted(pixels) == [(y, x) for y in range(9) for x in range(7)]
-    assert 1 < len(found) <= figures.SHADES
+    assert 1 < len(found) <= figure_data.SHADES
 
 
 # Files
@@ -344,19 +344,19 @@ def test_goodness_that_gives_another_accuracy_is_not_drawn(project, names):
 
 
 def test_a_tie_that_numpy_rounds_the_other_way_goes_as_pytorch_has_it(project, monkeypatch):
-    row = figures.found(project)["alone"]
+    row = figure_data.found(project)["alone"]
     pytorchs = torch.tensor([*range(9), 0])  # as it has decided another tie than the right label for a 9
     monkeypatch.setattr("ffrepro.evaluation.predictions", lambda table, vote: pytorchs)
-    test = figures._test_images(project, "digits")
-    tested = figures._tested(row, lambda _: test)
+    test = figure_data.test_images(project, "digits")
+    tested = figure_data.tested(row, lambda _: test)
     assert tested.predicted.tolist() == [0, 1, 2, 5, *range(4, 10)]  # NumPy's give metrics.json's accuracy
     state_accuracy(project, 80.0)
     with pytest.raises(UserError, match=r"gives 90 %, not the 80 % of metrics\.json"):
-        figures._tested(row, lambda _: test)
+        figure_data.tested(row, lambda _: test)
     table = torch.rand(10, 10, 2)
     record.write_tensors({"goodness": table}, project.run("alone", 0) / "goodness.safetensors")
     state_accuracy(project, 90.0)
-    assert figures._tested(row, lambda _: test).predicted.tolist() == pytorchs.tolist()
+    assert figure_data.tested(row, lambda _: test).predicted.tolist() == pytorchs.tolist()
 
 
 def test_goodness_that_tells_nothing_apart_has_no_histogram(project, names):
@@ -385,8 +385,8 @@ def test_a_table_is_drawn_of_the_rows_that_are_whole(project, names, row, left):
 
 def test_a_long_legend_leaves_the_panel_its_room(made):
     rows = {f"row-{i}": {"whole": "high"} for i in range(50)}
-    table, high = targets.Table(title="fifty", rows=rows), figures.found(made)["high"]
-    _, canvas = figures.draw_depth("fifty", table, [figures.Cell(name, "whole", high) for name in rows])
+    table, high = targets.Table(title="fifty", rows=rows), figure_data.found(made)["high"]
+    _, canvas = figures.draw_depth("fifty", table, [figure_data.Cell(name, "whole", high) for name in rows])
     with warnings.catch_warnings(action="error"):
         canvas.draw_without_rendering()
     inches = canvas.axes[0].get_position().height * canvas.get_figheight()

@@ -29,6 +29,7 @@ from ffrepro import (
     crate,
     deviations,
     errors,
+    figure_data,
     figures,
     negatives,
     pipeline,
@@ -451,7 +452,11 @@ def summarised(project):
 
 
 def drawn(project):
-    return [figures.depth(figures._runs(row)) for row in figures.found(project).values() if row.place.runs == "runs"]
+    return [
+        figure_data.depth(figure_data.whole_runs(row))
+        for row in figure_data.found(project).values()
+        if row.place.runs == "runs"
+    ]
 
 
 USES = {
@@ -468,7 +473,7 @@ USES = {
         tables.numbers,
         claims.read,
         lambda project: tables.explain(project, "small"),
-        lambda project: [figures.found(project)],
+        lambda project: [figure_data.found(project)],
     ],
     "report/verdicts/small.json": [report.table, tables.read],
 }
@@ -778,12 +783,12 @@ def test_a_history_that_was_mistyped_is_drawn_or_refused(told, data):
     path = path.with_name("mistyped.csv")
     path.write_bytes(content)
     try:
-        history = figures.read_history(path)
+        history = figure_data.read_history(path)
     except UserError as error:
         lines_of(error, f"{path}: not a history")
         return
     for what in figures.CURVES:
-        for points in figures.curves([history, history], what).values():
+        for points in figure_data.curves([history, history], what).values():
             assert all(1 <= int(epoch) <= len(history) and abs(value) < 1e39 for epoch, value in points)
 
 

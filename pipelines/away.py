@@ -11,10 +11,16 @@ training is complete: it goes on to the same bits. `out` then holds what must tr
     python -m pipelines.away bring DIR ROW SEED
 
 makes of it what the train and evaluate stages would have written, and refuses what does not fit the record.
+
+    python -m pipelines.away try ROW SEED --held-out IMAGES [--set SECTION.FIELD=VALUE ...] --scratch DIR --out DIR ...
+
+is for choosing: it trains the row with other values on what is left of the training set, piece by piece too, and tells
+how the images held out of it are classified, after every epoch and at the end. No test image is classified.
 """
 
 import argparse
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -24,11 +30,15 @@ import torch
 
 from ffrepro import checkpoint as saved_state
 from ffrepro import config, data, determinism, errors, evaluation, layout, record, training
+from ffrepro.config import Experiment
+from ffrepro.data import Split
 from ffrepro.errors import UserError
+from ffrepro.training import Trained
 
 PART = 15 * 2**20  # bytes a file
 PAUSED = 75  # exit code: to be called again (EX_TEMPFAIL)
 KEPT = ("history.csv", "record.json", "metrics.json")
+SECTIONS = ("data", "augmentation", "network", "training")  # of a row, what a training depends on
 
 
 class Pause(Exception):  # noqa: N818  # not an error
@@ -38,13 +48,66 @@ class Pause(Exception):  # noqa: N818  # not an error
 def run(options: argparse.Namespace) -> int:
     project, deadline = layout.find(), time.monotonic() + 60 * options.minutes
     row = config.read_experiment(project.experiment(options.row))
-    determinism.switch_on(fast=options.fast)
-    device = torch.device(options.device)
-    downloads, checkpoint = options.scratch / "downloads", options.scratch / f"{options.row}-{options.seed}.pt"
-    data.fetch(row.data.name, downloads, mirror=options.mirror, offline=True, say=say)
-    train, test = data.read(row.data.name, downloads)
+    train, test = _data(options, row)
     train, held_out = data.held_out(train, row.data.held_out)
     watched = test.rows(slice(options.curve)) if options.curve else held_out if row.data.held_out else None
+    trained = _train(options, row, train, watched, deadline)
+    if trained is None:
+        return PAUSED
+    if options.curve:  # a diagnostic: it chooses nothing
+        renamed = [{name.replace("held_out", "test"): entry[name] for name in entry} for entry in trained.history]
+        trained = trained._replace(history=renamed)
+    facts = _facts(options, row, trained, project)
+    table, metrics = evaluation.evaluate(trained.network, test.to(torch.device(options.device)), row)
+    record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
+    tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}
+    file = io.BytesIO()
+    torch.save({"weights": tensors, "goodness": table}, file)
+    content = file.getvalue()
+    for number, start in enumerate(range(0, len(content), PART)):
+        record.write_bytes(content[start : start + PART], options.out / f"tensors-{number:02}")
+    record.write_sealed(facts, options.out / "record.json")
+    _checkpoint(options, row).unlink(missing_ok=True)
+    say(f"complete: {metrics['accuracy']:.2f} %")
+    return 0
+
+
+def attempt(options: argparse.Namespace) -> int:
+    project, deadline = layout.find(), time.monotonic() + 60 * options.minutes
+    values = dict(options.values) | {"data.held_out": options.held_out}
+    row = config.changed(config.read_experiment(project.experiment(options.row)), values, "--set")
+    train, held_out = data.held_out(_data(options, row)[0], row.data.held_out)
+    trained = _train(options, row, train, held_out, deadline)
+    if trained is None:
+        return PAUSED
+    facts = _facts(options, row, trained, project)
+    _, metrics = evaluation.evaluate(trained.network, held_out.to(torch.device(options.device)), row)
+    metrics["data"] = metrics.pop("test_data")  # its hash
+    record.write_sealed({**facts, "set": values, "held_out": metrics}, options.out / "try.json")
+    _checkpoint(options, row).unlink(missing_ok=True)
+    say(f"complete: {metrics['accuracy']:.2f} % of {metrics['images']} held-out images")
+    return 0
+
+
+def _data(options: argparse.Namespace, row: Experiment) -> tuple[Split, Split]:
+    """The (training, test) splits, from the mirror's files."""
+    downloads = options.scratch / "downloads"
+    data.fetch(row.data.name, downloads, mirror=options.mirror, offline=True, say=say)
+    return data.read(row.data.name, downloads)
+
+
+def _checkpoint(options: argparse.Namespace, row: Experiment) -> Path:
+    parameters = record.text_hash(config.training_parameters(row))
+    path: Path = options.scratch / f"{options.row}-{parameters[:12]}-{options.seed}.pt"
+    return path
+
+
+def _train(
+    options: argparse.Namespace, row: Experiment, train: Split, watched: Split | None, deadline: float
+) -> Trained | None:
+    """Train on from the checkpoint; None where the time is up before the last epoch. deadline: by `time.monotonic`."""
+    determinism.switch_on(fast=options.fast)
+    device, checkpoint = torch.device(options.device), _checkpoint(options, row)
     history: list[dict[str, Any]] = []
 
     def finished(entry: dict[str, Any]) -> None:
@@ -55,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
             raise Pause
 
     try:
-        trained = training.train(
+        return training.train(
             row,
             options.seed,
             train.to(device),
@@ -68,24 +131,14 @@ def run(options: argparse.Namespace) -> int:
         record.write_csv(history, options.out / "history-of-this-piece.csv")
         record.write_json(saved_state.read(checkpoint, torch.device("cpu"))["chain"], options.out / "chain.json")
         say(f"paused after epoch {history[-1]['epoch']} of {row.training.epochs}: call again")
-        return PAUSED
-    if options.curve:  # a diagnostic: it chooses nothing
-        renamed = [{name.replace("held_out", "test"): entry[name] for name in entry} for entry in trained.history]
-        trained = trained._replace(history=renamed)
-    record.write_csv(trained.history, options.out / "history.csv")
-    facts = training.run_record(options.row, row, options.seed, trained, options.out / "history.csv", project)
-    table, metrics = evaluation.evaluate(trained.network, test.to(device), row)
-    record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
-    tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}
-    file = io.BytesIO()
-    torch.save({"weights": tensors, "goodness": table}, file)
-    content = file.getvalue()
-    for number, start in enumerate(range(0, len(content), PART)):
-        record.write_bytes(content[start : start + PART], options.out / f"tensors-{number:02}")
-    record.write_sealed(facts, options.out / "record.json")
-    checkpoint.unlink(missing_ok=True)
-    say(f"complete: {metrics['accuracy']:.2f} %")
-    return 0
+        return None
+
+
+def _facts(options: argparse.Namespace, row: Experiment, trained: Trained, project: layout.Layout) -> dict[str, Any]:
+    """Write the history; the run's record."""
+    history = options.out / "history.csv"
+    record.write_csv(trained.history, history)
+    return training.run_record(options.row, row, options.seed, trained, history, project)
 
 
 def bring(options: argparse.Namespace) -> int:
@@ -124,18 +177,23 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def setting(text: str) -> tuple[str, object]:
+    """SECTION.FIELD=VALUE as (path, value), for argparse."""
+    path, equals, value = text.partition("=")
+    section, _, field = path.partition(".")
+    if not equals or section not in SECTIONS or "." in field:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(SECTIONS)}.FIELD=VALUE")
+    try:
+        return path, json.loads(value)
+    except ValueError:  # text without quotes
+        return path, value
+
+
 def main(*arguments: str) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.away", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(required=True)
     there = commands.add_parser("run", help="train there, piece by piece")
     there.set_defaults(command=run)
-    there.add_argument("row")
-    there.add_argument("seed", type=int)
-    there.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
-    there.add_argument("--out", type=Path, required=True, help="folder that comes back")
-    there.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
-    there.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    there.add_argument("--mirror", help="folder with the data set in torchvision's layout")
     there.add_argument(
         "--curve",
         type=int,
@@ -143,7 +201,27 @@ def main(*arguments: str) -> int:
         metavar="IMAGES",
         help="accuracy of the first so many test images after each epoch, as a diagnostic",
     )
-    there.add_argument("--fast", action="store_true", help="kernels picked by timing: quicker, not repeatable")
+    choosing = commands.add_parser("try", help="train with other values and images held out, there too")
+    choosing.set_defaults(command=attempt)
+    choosing.add_argument("--held-out", type=int, required=True, metavar="IMAGES", help="of the training set")
+    choosing.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        dest="values",
+        metavar="SECTION.FIELD=VALUE",
+        help="instead of the row's, such as training.schedule=cosine",
+    )
+    for command in (there, choosing):
+        command.add_argument("row")
+        command.add_argument("seed", type=int)
+        command.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
+        command.add_argument("--out", type=Path, required=True, help="folder that comes back")
+        command.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
+        command.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+        command.add_argument("--mirror", help="folder with the data set in torchvision's layout")
+        command.add_argument("--fast", action="store_true", help="kernels picked by timing: quicker, not repeatable")
     home = commands.add_parser("bring", help="make a run of what came back")
     home.set_defaults(command=bring)
     home.add_argument("folder", type=Path)

@@ -36,13 +36,13 @@ def away(project, *arguments, absent=NOT_THERE):
     )
 
 
-def pieces(project, row, seed, *options, absent=NOT_THERE):
+def pieces(project, row, seed, *options, command="run", absent=NOT_THERE):
     """Call it until the training is complete; how often it paused, and the folder that comes back."""
     out, scratch = project.root / "out", project.root / "scratch"
     for paused in range(20):
         done = away(
             project,
-            *("run", row, str(seed), "--scratch", str(scratch), "--out", str(out)),
+            *(command, row, str(seed), "--scratch", str(scratch), "--out", str(out)),
             *("--device", "cpu", "--minutes", "0", *options),
             absent=absent,
         )
@@ -108,6 +108,56 @@ def test_real_images_with_nothing_but_torch_numpy_and_pydantic(project):
     header = (out / "history.csv").read_text().splitlines()[0].split(",")
     assert header[-3:] == ["test_1", "test_2", "test_3"]
     assert json.loads((out / "metrics.json").read_text())["images"] == 10_000
+
+
+def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken):
+    options = ("--held-out", "437", "--set", "training.schedule=cosine", "--set", "training.epochs=2")
+    there = set(NOT_THERE) - {"sklearn", "scipy"}
+    paused, out = pieces(shrunken, "digits", 0, *options, command="try", absent=there)
+    assert paused == 1
+    tried = json.loads((out / "try.json").read_text())
+    assert tried["set"] == {"training.schedule": "cosine", "training.epochs": 2, "data.held_out": 437}
+    assert not (out / "metrics.json").exists()  # which would be of test images
+
+    # the same as a row of its own, by the stages here
+    shrunken.edit("params.yaml", "      name: digits\n", "      name: digits\n      held_out: 437\n")
+    shrunken.edit("params.yaml", "      epochs: 3", "      epochs: 2")
+    shrunken.edit(
+        "params.yaml", "schedule: linear\n      precision: float32", "schedule: cosine\n      precision: float32"
+    )
+    shrunken.stages(["check", "digits"], ["prepare", "digits"])
+    assert shrunken.run("python", "-m", "pipelines.train", "digits", "0", FFREPRO_THREADS="1").returncode == 0
+    folder = shrunken.root / "runs" / "digits" / "0"
+    mine = json.loads((folder / "record.json").read_text())
+    for name in ("row", "parameters", "data", "initial_weights", "chain", "weights", "environment"):
+        assert tried[name] == mine[name]
+    last = dict(zip(*(line.split(",") for line in (folder / "history.csv").read_text().splitlines()[::2]), strict=True))
+    assert tried["held_out"]["images"] == 437
+    assert not [name for name in tried["held_out"] if "test" in name]
+    assert tried["held_out"]["blocks"] == {
+        name.removeprefix("held_out_"): float(value) for name, value in last.items() if name.startswith("held_out_")
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("evaluation.vote=all", "'evaluation.vote=all' is not data, augmentation, network, training.FIELD=VALUE"),
+        ("training.schedule", "'training.schedule' is not data,"),
+        ("training.schedule=steps", "--set: training.schedule: given 'steps'; allowed: constant, linear, cosine"),
+        ("training.rate=1", "training.rate"),
+    ],
+)
+def test_a_value_that_no_row_can_have_is_not_tried(shrunken, given, says):
+    done = away(
+        shrunken,
+        *("try", "digits", "0", "--held-out", "9", "--set", given, "--scratch", "scratch", "--out", "out"),
+        absent=(),
+    )
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (shrunken.root / "scratch").exists()
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def _forget_killed(path: Path) -> None:
     from dvc.rwlock import SCHEMA
     from voluptuous import Invalid
 
-    with contextlib.suppress(OSError), path.with_suffix(".lock").open("a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: a DVC that is at work has it open
+    with contextlib.suppress(OSError), path.with_suffix(".lock").open("r+") as guard:  # DVC makes it
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: a DVC is at them now
         try:
             locks = SCHEMA(json.loads(path.read_bytes()))
         except (ValueError, Invalid):
@@ -98,14 +98,15 @@ def _forget_killed(path: Path) -> None:
 
 
 def _at_work(pid: int, cmd: str) -> bool:
-    """Whether a process of that number still runs the command; a program of another name may have started it."""
+    """Whether a process of that number still runs the command, of which the last word is compared: DVC keeps
+    `sys.argv`, whose first is a script's path, with or without spaces, where the process has `python -m`."""
     try:
         command = " ".join(psutil.Process(pid).cmdline())
     except psutil.AccessDenied:
         return True
-    except psutil.Error:  # none, or one that has ended
+    except (psutil.Error, ValueError):  # none, one that has ended, or no number of a process
         return False
-    return command.endswith(" ".join(cmd.split(" ")[1:]))
+    return command.endswith(cmd.split(" ")[-1])
 
 
 def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:

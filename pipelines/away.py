@@ -38,7 +38,7 @@ from ffrepro.training import Trained
 PART = 15 * 2**20  # bytes a file
 PAUSED = 75  # exit code: to be called again (EX_TEMPFAIL)
 KEPT = ("history.csv", "record.json", "metrics.json")
-SECTIONS = ("data", "augmentation", "network", "training")  # of a row, what a training depends on
+SECTIONS = ("augmentation", "network", "training")  # of a row, in which other values can be tried
 
 
 class Pause(Exception):  # noqa: N818  # not an error
@@ -74,8 +74,13 @@ def run(options: argparse.Namespace) -> int:
 
 def attempt(options: argparse.Namespace) -> int:
     project, deadline = layout.find(), time.monotonic() + 60 * options.minutes
-    values = dict(options.values) | {"data.held_out": options.held_out}
-    row = config.changed(config.read_experiment(project.experiment(options.row)), values, "--set")
+    if options.held_out < 1:
+        raise UserError(f"--held-out: given {options.held_out}; allowed: 1 and more")
+    if there := [name for name in ("try.json", *KEPT) if (options.out / name).exists()]:
+        raise UserError(f"{options.out}: has {there[0]} of another training; name another folder with --out")
+    row = config.read_experiment(project.experiment(options.row))
+    row = config.changed(row, {"data.held_out": options.held_out}, "--held-out")
+    row = config.changed(row, dict(options.values), "--set")
     train, held_out = data.held_out(_data(options, row)[0], row.data.held_out)
     trained = _train(options, row, train, held_out, deadline)
     if trained is None:
@@ -83,7 +88,7 @@ def attempt(options: argparse.Namespace) -> int:
     facts = _facts(options, row, trained, project)
     _, metrics = evaluation.evaluate(trained.network, held_out.to(torch.device(options.device)), row)
     metrics["data"] = metrics.pop("test_data")  # its hash
-    record.write_sealed({**facts, "set": values, "held_out": metrics}, options.out / "try.json")
+    record.write_sealed({**facts, "set": dict(options.values), "held_out": metrics}, options.out / "try.json")
     _checkpoint(options, row).unlink(missing_ok=True)
     say(f"complete: {metrics['accuracy']:.2f} % of {metrics['images']} held-out images")
     return 0
@@ -122,7 +127,7 @@ def _train(
             row,
             options.seed,
             train.to(device),
-            watched.to(device) if watched else None,
+            watched.to(device) if watched is not None else None,
             checkpoint=checkpoint,
             say=say,
             finished=finished,
@@ -181,8 +186,8 @@ def setting(text: str) -> tuple[str, object]:
     """SECTION.FIELD=VALUE as (path, value), for argparse."""
     path, equals, value = text.partition("=")
     section, _, field = path.partition(".")
-    if not equals or section not in SECTIONS or "." in field:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(SECTIONS)}.FIELD=VALUE")
+    if not equals or section not in SECTIONS or "." in field or value == "null":
+        raise argparse.ArgumentTypeError(f"{text!r} is not SECTION.FIELD=VALUE, of {', '.join(SECTIONS)}")
     try:
         return path, json.loads(value)
     except ValueError:  # text without quotes

@@ -116,7 +116,8 @@ def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken)
     paused, out = pieces(shrunken, "digits", 0, *options, command="try", absent=there)
     assert paused == 1
     tried = json.loads((out / "try.json").read_text())
-    assert tried["set"] == {"training.schedule": "cosine", "training.epochs": 2, "data.held_out": 437}
+    assert tried["row"]["data"]["held_out"] == 437
+    assert tried["set"] == {"training.schedule": "cosine", "training.epochs": 2}
     assert not (out / "metrics.json").exists()  # which would be of test images
 
     # the same as a row of its own, by the stages here
@@ -142,18 +143,29 @@ def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken)
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("evaluation.vote=all", "'evaluation.vote=all' is not data, augmentation, network, training.FIELD=VALUE"),
-        ("training.schedule", "'training.schedule' is not data,"),
-        ("training.schedule=steps", "--set: training.schedule: given 'steps'; allowed: constant, linear, cosine"),
-        ("training.rate=1", "training.rate"),
+        (
+            ["--set", "evaluation.vote=all"],
+            "'evaluation.vote=all' is not SECTION.FIELD=VALUE, of augmentation, network,",
+        ),
+        (["--set", "data.held_out=3"], "'data.held_out=3' is not SECTION.FIELD=VALUE"),
+        (["--set", "training.lr=null"], "'training.lr=null' is not SECTION.FIELD=VALUE"),
+        (["--set", "training.schedule"], "'training.schedule' is not SECTION.FIELD=VALUE"),
+        (
+            ["--set", "training.schedule=steps"],
+            "--set: training.schedule: given 'steps'; allowed: constant, linear, cosine",
+        ),
+        (["--set", "training.rate=1"], "--set: training.rate: given an unknown key (did you mean update?); allowed: "),
+        (["--held-out", "0"], "--held-out: given 0; allowed: 1 and more"),
+        (["--held-out", "1437"], "--held-out: data.held_out: given 1437; allowed: fewer than the 1437 training images"),
+        (["--out", "used"], "used: has metrics.json of another training; name another folder with --out"),
     ],
 )
-def test_a_value_that_no_row_can_have_is_not_tried(shrunken, given, says):
-    done = away(
-        shrunken,
-        *("try", "digits", "0", "--held-out", "9", "--set", given, "--scratch", "scratch", "--out", "out"),
-        absent=(),
-    )
+def test_what_cannot_be_tried_is_refused_before_anything_is_trained(shrunken, given, says):
+    used = shrunken.root / "used" / "metrics.json"
+    used.parent.mkdir()
+    used.touch()
+    started = ("try", "digits", "0", "--held-out", "9", "--scratch", "scratch", "--out", "out", "--device", "cpu")
+    done = away(shrunken, *started, *given, absent=())
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -293,9 +293,13 @@ def test_what_a_killed_dvc_left_in_its_locks_stops_nobody(project, processes):
     other = processes("sleep", "600")  # has the number of one that was killed, as after a restart
     working = processes(sys.executable, "-c", "import time; time.sleep(600)", "repro", "prepare@mnist")  # a `dvc repro`
     gone, taken = {"pid": killed.pid, "cmd": ours}, {"pid": other.pid, "cmd": ours}
-    live = {"pid": working.pid, "cmd": "/bin/dvc repro prepare@mnist"}
+    live = {"pid": working.pid, "cmd": "/my environment/dvc/__main__.py repro prepare@mnist"}
+    none = {"pid": -1, "cmd": ours}
     runs = str(project.root / "runs")
-    left = {"write": {f"{runs}/a": gone, f"{runs}/b": taken, f"{runs}/c": live}, "read": {f"{runs}/d": [live, taken]}}
+    left = {
+        "write": {f"{runs}/a": gone, f"{runs}/b": taken, f"{runs}/c": live},
+        "read": {f"{runs}/d": [live, taken, none]},
+    }
     held = {"write": {f"{runs}/c": live}, "read": {f"{runs}/d": [live]}}
 
     def after(text):
@@ -311,6 +315,9 @@ def test_what_a_killed_dvc_left_in_its_locks_stops_nobody(project, processes):
     with (locks.parent / "rwlock.lock").open() as guard:  # a DVC that is at them now: nobody else's
         fcntl.flock(guard, fcntl.LOCK_EX)
         assert after(json.dumps(left)) == left
+    (locks.parent / "rwlock.lock").unlink()
+    assert after(json.dumps(left)) == left  # locked by another means, or not at all
+    assert not (locks.parent / "rwlock.lock").exists()  # which, to `core.hardlink_lock`, would mean locked
 
     shrink(project)
     files = [project.root / "runs" / "digits" / "experiment.json", project.root / "data" / "digits.safetensors"]

@@ -98,8 +98,10 @@ def _forget_killed(path: Path) -> None:
 
 
 def _at_work(pid: int, cmd: str) -> bool:
-    """Whether a process of that number still runs the command, of which the last word is compared: DVC keeps
-    `sys.argv`, whose first is a script's path, with or without spaces, where the process has `python -m`."""
+    """Whether a process of that number still runs the command.
+
+    Its last word is compared: DVC keeps `sys.argv`, which begins with a script's path where the process has `-m`.
+    """
     try:
         command = " ".join(psutil.Process(pid).cmdline())
     except psutil.AccessDenied:

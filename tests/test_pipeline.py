@@ -269,11 +269,11 @@ stages:
 
 @pytest.fixture
 def processes():
-    """Starts programs that end with the test, as DVC's number in its locks may name one: `processes(program)`."""
+    """Starts programs that run until the test ends: `processes(program, argument, ...)`."""
     started = []
 
     def start(*command):
-        started.append(subprocess.Popen([*command]))
+        started.append(subprocess.Popen(command))
         return started[-1]
 
     yield start

@@ -223,6 +223,8 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
     order. Without FFREPRO_THREADS the CPU's cores are shared out, which the records name as ever.
     """
     with pipeline.alone(project) as held:
+        untrained = [run for run in runs if not (project.run(*run) / "record.json").exists()]
+        _require(params, untrained, settings)  # before anything is fetched
         prepare(project, params, runs, settings)
         note(project, params, runs)
         waiting = deque(run for run in runs if lacking(project, params, run))
@@ -262,6 +264,14 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
     ]
 
 
+def _require(params: Params, runs: Iterable[Run], settings: dict[str, str]) -> None:
+    """Raise MachineError where a row of these runs needs a GPU and there is none."""
+    from ffrepro import devices
+
+    for name in dict.fromkeys(run.name for run in runs):
+        devices.require(params, name, settings["FFREPRO_DEVICE"])
+
+
 def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[str, str]) -> list[dict[str, str]]:
     """What so many processes at once have to themselves: a GPU each, or a share of the CPU's cores."""
     from ffrepro import devices
@@ -275,8 +285,7 @@ def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[
         if processes > len(gpus):
             say(f"{len(gpus)} GPUs are here: as many runs at once, one a GPU, not {processes}")
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:processes]]
-    for name in dict.fromkeys(run.name for run in runs):
-        devices.require(params, name, settings["FFREPRO_DEVICE"])
+    _require(params, runs, settings)
     if os.environ.get("FFREPRO_THREADS"):
         return [{} for _ in range(processes)]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)

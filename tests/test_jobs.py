@@ -193,9 +193,11 @@ def test_what_cannot_be_submitted_is_a_line(project):
         5,
         "ffrepro: submit: there is no sbatch here; go to a login node of the cluster, or use --local N\n",
     )
-    code, said = line("cifar10", "--local", "2", FFREPRO_DEVICE="auto")
+    code, said = line("cifar10", "--local", "2", FFREPRO_DEVICE="auto", FFREPRO_MIRROR="")
     assert code == 5
     assert "cifar10 needs a CUDA GPU" in said
+    assert len(said.splitlines()) == 1  # nothing was fetched before
+    assert not (project.root / "data").exists()
     (project.root / "cluster.yaml").write_text("partitoin: gpu\nminutes: 0\n")
     assert line("digits", "--slurm") == (
         2,

@@ -3,14 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ffrepro import record
+from ffrepro import augment, record
 from ffrepro.augment import normalise
 from ffrepro.backprop import Classifier
 from ffrepro.config import Experiment, changed, number_of_voters
 from ffrepro.data import DATASETS, Split
-from ffrepro.goodness import goodness
+from ffrepro.engine import Draws
+from ffrepro.goodness import goodness, wrong_labels
 from ffrepro.network import Network, autocast
 
 IMAGES = 50  # images a pass, each under every label: fixed, so that the same weights give the same bits
@@ -47,6 +48,37 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
             rows.append(torch.stack(table, 1).view(len(batch), experiment.classes, -1))
     network.train(training)
     return torch.cat(rows)
+
+
+@torch.no_grad()
+def restate(network: Network, data: Split, experiment: Experiment, draws: Draws) -> None:
+    """Compute batch norm's running statistics anew, of the weights as they are: their mean over an epoch's batches.
+
+    What a training leaves is a moving average over its last steps, in each of which the weights were others. Here they
+    stand still ("precise batch norm": Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576). data: the
+    split trained on, N images; draws: an epoch's for N images; both on the network's device. The wrong labels are
+    uniform, whatever the row's hardness. Other norms have no statistics; weights stay as they are.
+    """
+    source, batch = DATASETS[experiment.data.name], experiment.training.batch
+    mean, std = (torch.tensor(value, device=data.images.device) for value in (source.mean, source.std))
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    training, momenta = network.training, [norm.momentum for norm in norms]
+    network.train()
+    with autocast(data.images.device, experiment.training.precision):
+        for step in range(len(data.labels) // batch if norms else 0):
+            for norm in norms:
+                norm.momentum = 1 / (step + 1)  # which makes a moving average the mean of all so far
+            drawn = draws.rows(torch.arange(step * batch, (step + 1) * batch, device=data.images.device))
+            images, labels = data[drawn.order]
+            images = normalise(augment.apply(images, drawn.geometry), mean, std)
+            if isinstance(network, Classifier):
+                network.logits(images)
+                continue
+            wrong = wrong_labels(labels, drawn.wrong, experiment.classes)
+            network(torch.cat([images, images]), torch.cat([labels, wrong]))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.train(training)
 
 
 def voted(table: Tensor, vote: str) -> Tensor:

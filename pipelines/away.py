@@ -15,7 +15,8 @@ makes of it what the train and evaluate stages would have written, and refuses w
     python -m pipelines.away try ROW SEED --held-out IMAGES [--set SECTION.FIELD=VALUE ...] --scratch DIR --out DIR ...
 
 is for choosing: it trains the row with other values on what is left of the training set, piece by piece too, and tells
-how the images held out of it are classified, after every epoch and at the end. No test image is classified.
+how the images held out of it are classified, after every epoch and at the end, there also with batch norm's statistics
+computed anew. No test image is classified.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 
 from ffrepro import checkpoint as saved_state
-from ffrepro import config, data, determinism, errors, evaluation, layout, record, training
+from ffrepro import config, data, determinism, engine, errors, evaluation, layout, record, training
 from ffrepro.config import Experiment
 from ffrepro.data import Split
 from ffrepro.errors import UserError
@@ -86,12 +87,25 @@ def attempt(options: argparse.Namespace) -> int:
     if trained is None:
         return PAUSED
     facts = _facts(options, row, trained, project)
-    _, metrics = evaluation.evaluate(trained.network, held_out.to(torch.device(options.device)), row)
-    metrics["data"] = metrics.pop("test_data")  # its hash
-    record.write_sealed({**facts, "set": dict(options.values), "held_out": metrics}, options.out / "try.json")
+    device = torch.device(options.device)
+    train, held_out = train.to(device), held_out.to(device)
+    found = {"held_out": _judged(trained, held_out, row)}
+    after = row.training.epochs  # an epoch's draws that no epoch had
+    draws = engine.draw(row, options.seed, after, len(train.labels)).to(device)
+    evaluation.restate(trained.network, train, row, draws)
+    found["held_out_restated"] = _judged(trained, held_out, row)
+    record.write_sealed({**facts, "set": dict(options.values), **found}, options.out / "try.json")
     _checkpoint(options, row).unlink(missing_ok=True)
-    say(f"complete: {metrics['accuracy']:.2f} % of {metrics['images']} held-out images")
+    own, restated = (metrics["accuracy"] for metrics in found.values())
+    say(f"complete: {own:.2f} % of {options.held_out} held-out images, {restated:.2f} % with statistics computed anew")
     return 0
+
+
+def _judged(trained: Trained, held_out: Split, row: Experiment) -> dict[str, Any]:
+    """The metrics of held-out images."""
+    _, metrics = evaluation.evaluate(trained.network, held_out, row)
+    metrics["data"] = metrics.pop("test_data")  # its hash
+    return metrics
 
 
 def _data(options: argparse.Namespace, row: Experiment) -> tuple[Split, Split]:

@@ -138,6 +138,10 @@ def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken)
     assert tried["held_out"]["blocks"] == {
         name.removeprefix("held_out_"): float(value) for name, value in last.items() if name.startswith("held_out_")
     }
+    own, restated = tried["held_out"], tried["held_out_restated"]
+    assert own["weights"] == mine["weights"] != restated["weights"]  # which have the statistics among them
+    assert own["data"] == restated["data"]
+    assert own["goodness_table"] != restated["goodness_table"]
 
 
 @pytest.mark.parametrize(

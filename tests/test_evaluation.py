@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from ffrepro import augment
 from ffrepro.data import DATASETS
+from ffrepro.engine import draw
 from ffrepro.evaluation import (
     accuracy,
     contenders,
@@ -14,8 +17,9 @@ from ffrepro.evaluation import (
     in_float32,
     metrics,
     predictions,
+    restate,
 )
-from ffrepro.goodness import goodness
+from ffrepro.goodness import goodness, wrong_labels
 from ffrepro.training import build, train
 
 CPU = torch.device("cpu")
@@ -45,6 +49,74 @@ def test_evaluation_leaves_the_network_as_it_was(row, digits):
     goodness_table(network, digits[1].images[:20], chosen)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class UnderLabels(nn.Module):
+    """A network of one argument, for PyTorch's own function."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pair):
+        return self.network(*pair)
+
+
+def trained_a_little(row, split, **values):
+    chosen = row(**{"blocks": "8 16P 16", "epochs": 1, "batch": 50, "rotation": 10, **values})
+    return chosen, train(chosen, 0, split).network
+
+
+def test_restated_statistics_are_those_of_pytorchs_own_function(row, digits):
+    split = digits[0]
+    chosen, network = trained_a_little(row, split)
+    theirs = build(chosen, 0, CPU)
+    theirs.load_state_dict(network.state_dict())
+    draws, source, batches = draw(chosen, 0, 1, len(split.labels)), DATASETS["digits"], []
+    for places in torch.arange(len(split.labels)).split(50)[:-1]:  # the last partial batch is dropped
+        order = draws.order[places]
+        images = augment.apply(split.images[order], draws.geometry.rows(places))
+        images = augment.normalise(images, torch.tensor(source.mean), torch.tensor(source.std))
+        labels = split.labels[order]
+        wrong = wrong_labels(labels, draws.wrong[places], 10)
+        batches.append([(torch.cat([images, images]), torch.cat([labels, wrong]))])
+    update_bn(batches, UnderLabels(theirs.train()))
+
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.eval()
+    restate(network, split, chosen, draws)
+    assert not network.training
+    assert all(block.norm.momentum == 0.1 for block in network.blocks)
+    after = network.state_dict()
+    for name, value in after.items():
+        if "running" in name:
+            assert not torch.allclose(value, before[name], rtol=1e-3)
+            torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-5, atol=1e-6)
+        elif "num_batches" not in name:
+            assert torch.equal(value, before[name])
+
+
+def test_restated_statistics_in_bfloat16_are_near_those_in_float32(row, digits):
+    split = digits[0]
+    chosen, network = trained_a_little(row, split, precision="bfloat16", blocks="16 16P 16")  # wide enough to be folded
+    draws, twin = draw(chosen, 0, 1, len(split.labels)), build(chosen, 0, CPU)
+    twin.load_state_dict(network.state_dict())
+    restate(network, split, chosen, draws)
+    restate(twin, split, in_float32(chosen), draws)
+    for mine, its in zip(network.blocks, twin.blocks, strict=True):
+        torch.testing.assert_close(mine.norm.running_mean, its.norm.running_mean, rtol=0.01, atol=1e-3)
+        torch.testing.assert_close(mine.norm.running_var, its.norm.running_var, rtol=0.02, atol=1e-3)
+
+
+def test_what_has_no_statistics_stays_and_the_backprop_twin_has_some(row, digits):
+    split = digits[0]
+    for values, changes in (({"norm": "layer"}, False), ({"update": "backprop", "loss": "cross-entropy"}, True)):
+        chosen, network = trained_a_little(row, split, **values)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        restate(network, split, chosen, draw(chosen, 0, 1, len(split.labels)))
+        changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+        assert bool(changed) is changes
+        assert all("running" in name or "num_batches" in name for name in changed)
 
 
 def test_the_blocks_that_vote_decide():

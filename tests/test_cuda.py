@@ -23,7 +23,7 @@ from ffrepro import (
     training,
 )
 from ffrepro.data import Split
-from ffrepro.engine import Engine, Graphs
+from ffrepro.engine import Engine, Graphs, draw
 from ffrepro.errors import MachineError
 from ffrepro.step import optimizers
 from ffrepro.training import build
@@ -196,6 +196,17 @@ def test_doctor_on_a_gpu(params, project):
     assert found["4 steps, twice"].good
     assert all(one.good is not False for what, one in found.items() if not what.startswith("free disk")), found
     assert found["row cifar10"].found.startswith("about ")
+
+
+def test_restated_statistics_are_the_cpus(small):
+    chosen, split = small(precision="float32"), images(16 * 6)
+    draws, found = draw(chosen, 0, 2, len(split.labels)), []
+    for device in (CPU, CUDA):
+        network = build(chosen, 0, device)
+        evaluation.restate(network, split.to(device), chosen, draws.to(device))
+        found.append(network.to(CPU).state_dict())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+    assert found[1]["blocks.4.norm.running_var"].ne(1).all()
 
 
 def test_a_checkpoint_of_the_cpu_is_another_environments(small, tmp_path):

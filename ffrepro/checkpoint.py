@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict
@@ -105,7 +106,7 @@ class Checkpoint:
         self.started, self.chain = state["started"], state["chain"]
         history: list[dict[str, Any]] = state["history"]
         if self.keep and not (kept := kept_state(self.path.with_suffix(""), len(history))).exists():
-            shutil.copyfile(self.path, kept)  # killed between the two writes
+            record.write(kept, partial(shutil.copyfile, self.path))  # killed between the two, or not kept until now
         return history, f"{self.path.name}: going on after epoch {len(history)}"
 
     def _taken_over(self, state: dict[str, Any]) -> bool:
@@ -141,9 +142,7 @@ class Checkpoint:
             state = {**state, "chain": self.chain}
             record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
             if self.keep:
-                record.write(
-                    kept_state(path.with_suffix(""), len(self.chain)), lambda part: shutil.copyfile(path, part)
-                )
+                record.write(kept_state(path.with_suffix(""), len(self.chain)), partial(shutil.copyfile, path))
 
 
 def snapshot(network: Network, adams: list[Adam], memory: Memory) -> dict[str, Any]:

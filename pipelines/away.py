@@ -23,6 +23,7 @@ import argparse
 import io
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def attempt(options: argparse.Namespace) -> int:
     project, deadline = layout.find(), time.monotonic() + 60 * options.minutes
     if options.held_out < 1:
         raise UserError(f"--held-out: given {options.held_out}; allowed: 1 and more")
-    if there := [name for name in ("try.json", *KEPT) if (options.out / name).exists()]:
+    if there := [name for name in ("try.json", "record.json", "metrics.json") if (options.out / name).exists()]:
         raise UserError(f"{options.out}: has {there[0]} of another training; name another folder with --out")
     row = config.read_experiment(project.experiment(options.row))
     row = config.changed(row, {"data.held_out": options.held_out}, "--held-out")
@@ -86,7 +87,6 @@ def attempt(options: argparse.Namespace) -> int:
     trained = _train(options, row, train, held_out, deadline)
     if trained is None:
         return PAUSED
-    facts = _facts(options, row, trained, project)
     device = torch.device(options.device)
     train, held_out = train.to(device), held_out.to(device)
     found = {"held_out": _judged(trained, held_out, row)}
@@ -94,6 +94,7 @@ def attempt(options: argparse.Namespace) -> int:
     draws = engine.draw(row, options.seed, after, len(train.labels)).to(device)
     evaluation.restate(trained.network, train, row, draws)
     found["held_out_restated"] = _judged(trained, held_out, row)
+    facts = _facts(options, row, trained, project)
     record.write_sealed({**facts, "set": dict(options.values), **found}, options.out / "try.json")
     _checkpoint(options, row).unlink(missing_ok=True)
     own, restated = (metrics["accuracy"] for metrics in found.values())
@@ -183,12 +184,18 @@ def bring(options: argparse.Namespace) -> int:
     table = record.tensors_hash({"goodness": tensors["goodness"]})
     if (record.tensors_hash(tensors["weights"]), table) != (facts.get("weights"), metrics.get("goodness_table")):
         raise UserError(f"{source}: weights, metrics.json and record.json are not of one training; bring all again")
-    record.write_tensors(tensors["weights"], folder / "weights.safetensors")
-    record.write_tensors({"goodness": tensors["goodness"]}, folder / "goodness.safetensors")
-    for name in KEPT:
-        record.write_bytes((source / name).read_bytes(), folder / name)
-    proof.read(folder)
-    print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {folder.relative_to(project.root)}")
+    with tempfile.TemporaryDirectory(prefix=".brought-", dir=folder.parents[1]) as scratch:
+        # read there, as a run with its row beside it, before anything takes the place of what is here
+        made = Path(scratch) / options.row / str(options.seed)
+        record.write_text(config.canonical(row), made.parent / "experiment.json")
+        record.write_tensors(tensors["weights"], made / "weights.safetensors")
+        record.write_tensors({"goodness": tensors["goodness"]}, made / "goodness.safetensors")
+        for name in KEPT:
+            record.write_bytes((source / name).read_bytes(), made / name)
+        proof.read(made)
+        for file in sorted(made.iterdir()):
+            record.write_bytes(file.read_bytes(), folder / file.name)
+    print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {options.runs}/{options.row}/{options.seed}")
     return 0
 
 

@@ -11,9 +11,10 @@ def main(name: str, runs: str = "runs") -> None:
     params = config.load(project.params)
     row = config.experiment(params, name)
     if row.requires == "cuda":
-        from ffrepro import devices  # torch, a second that a row for the CPU need not wait
+        from ffrepro import devices, jobs  # torch, a second that a row for the CPU need not wait
 
-        devices.require(params, name)
+        if any(jobs.lacking(project, params, run) for run in jobs.runs_of(params, [name])):  # else nothing is trained
+            devices.require(params, name)
     record.write_text(config.canonical(row), project.experiment(name))
 
 

@@ -113,8 +113,12 @@ def test_real_images_with_nothing_but_torch_numpy_and_pydantic(project):
 def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken):
     options = ("--held-out", "437", "--set", "training.schedule=cosine", "--set", "training.epochs=2")
     there = set(NOT_THERE) - {"sklearn", "scipy"}
+    left = shrunken.root / "out" / "history.csv"
+    left.parent.mkdir()
+    left.touch()  # by the same command, killed before its last word: it goes on
     paused, out = pieces(shrunken, "digits", 0, *options, command="try", absent=there)
     assert paused == 1
+    assert not list((shrunken.root / "scratch").glob("*.pt"))
     tried = json.loads((out / "try.json").read_text())
     assert tried["row"]["data"]["held_out"] == 437
     assert tried["set"] == {"training.schedule": "cosine", "training.epochs": 2}
@@ -206,3 +210,18 @@ def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
     assert len(done.stderr.splitlines()) == 1
     assert says in done.stderr
     assert not (shrunken.root / "runs" / "digits" / seed).exists()
+
+
+def test_what_is_refused_leaves_the_run_that_is_here(shrunken):
+    _, out = pieces(shrunken, "digits", 0, "--minutes", "9", absent=())
+    bring = ("python", "-m", "pipelines.away", "bring", "out", "digits", "0", "--runs", str(shrunken.root / "runs"))
+    done = shrunken.run(*bring)
+    assert done.returncode == 0, done.stderr
+    folder = shrunken.root / "runs" / "digits" / "0"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (out / "history.csv").write_text((out / "history.csv").read_text() + "4,1\n")
+    done = shrunken.run(*bring)
+    assert done.returncode == 2
+    assert "history.csv: broken link: not the history that record.json names" in done.stderr
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert {file.name for file in folder.parents[1].iterdir()} == {"digits"}

@@ -60,6 +60,25 @@ def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(proje
     assert (again.stdout, "started" in again.stderr) == ("2 of 2 runs done\n", False)
 
 
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
+def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(project):
+    shrink(project)
+    project.edit("params.yaml", "requires: cpu\n    data:\n      name: digits", "data:\n      name: digits")  # cuda
+    assert project.run("ffrepro", "submit", "digits", "--local", "2", FFREPRO_DEVICE="cpu").returncode == 0
+    first = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert first.returncode in (0, 3, 4), first.stderr
+    project.edit("params.yaml", "12-block network on SVHN", "12 blocks on SVHN")
+    again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
+    assert re.findall(r"Running stage '(\w+)", again.stderr) == ["check"]
+    project.edit("params.yaml", "blocks: 4 8P", "blocks: 8 8P")  # of this row: it would have to be trained again
+    edited = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert edited.returncode == 5
+    assert "digits needs a CUDA GPU" in edited.stderr.splitlines()[-1]
+    stage = project.run("python", "-m", "pipelines.check", "digits", FFREPRO_DEVICE="auto")
+    assert (stage.returncode, "digits needs a CUDA GPU" in stage.stderr) == (5, True)
+
+
 def test_stopped_local_jobs_end_in_order_and_go_on(project):
     shrink(project, epochs=60)
     command = [sys.executable, "-m", "ffrepro", "submit", "digits", "--local", "1"]

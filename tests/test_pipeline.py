@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ffrepro import config, layout, pipeline
 from ffrepro.errors import UserError
 
-PLUMBING = {"__init__", "checkpoint", "config", "devices", "errors", "layout", "lock", "progress", "record"}
+PLUMBING = {"__init__", "checkpoint", "config", "devices", "errors", "jobs", "layout", "lock", "progress", "record"}
 """Modules that carry numbers from place to place but do not make them: editing a progress bar must not retrain the
 paper. What `config` makes of params.yaml is tracked leaf by leaf instead."""
 

@@ -282,6 +282,21 @@ def test_every_epochs_state_stays_where_it_was_asked_for(row, digits, tmp_path):
     assert not (tmp_path / "not").exists()
 
 
+def test_states_can_be_asked_for_after_an_interruption(row, digits, tmp_path):
+    chosen, data = row(epochs=3, blocks="4 4P"), digits[0][torch.arange(100)]
+
+    def stop(entry):
+        if entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(chosen, 0, data, checkpoint=tmp_path / "a.pt", finished=stop)
+    state = (tmp_path / "a.pt").read_bytes()
+    train(chosen, 0, data, checkpoint=tmp_path / "a.pt", keep=True)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["2.pt", "3.pt"]
+    assert (tmp_path / "a" / "2.pt").read_bytes() == state
+
+
 def test_a_link_by_hand():
     # printf 'a\n1\nb\nc\n' | sha256sum
     link = "5e44e5da038145bb19b3680c2e20d55d78f7b09680198f84bdb87da8b19001d8"

@@ -202,7 +202,7 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Reproduce a row: nox -s reproduce -- digits."""
+    """Reproduce a row: nox -s reproduce -- digits. It fails unless reproduced; nox prints the verdict's exit code."""
     install(session, "run")
     session.run("ffrepro", "reproduce", *(session.posargs or ["digits"]))
 

@@ -24,10 +24,10 @@ FILES = {  # of a run's folder: its media type, and what it is
 def export(runs: list[Run], folder: Path) -> None:
     """Write the runs of one row as a crate into an empty or new folder, with a codecheck.yml beside its metadata.
 
-    Raises UserError when the folder holds something, or when the extra `ffrepro[rocrate]` is not installed.
+    Raises UserError when the folder holds something, or when the extra `rocrate` is not installed.
     """
     if find_spec("rocrate") is None:
-        raise UserError("export: needs the extra: pip install ffrepro[rocrate]")
+        raise UserError("export needs rocrate, the extra of that name: `nox -s dev` installs it")
     try:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as error:

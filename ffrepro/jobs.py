@@ -116,9 +116,10 @@ def submitted(project: Layout) -> dict[Run, dict[str, Any]]:
     return found
 
 
-def write_down(project: Layout, run: Run, job: str | None = None) -> None:
-    """One file a run, one writer: the command that submits. Without a job of Slurm's, its process is this one."""
-    process = None if job else [os.getpid(), psutil.Process().create_time()]
+def write_down(project: Layout, run: Run, job: str | None = None, *, ended: bool = False) -> None:
+    """One file a run, one writer: the command that submits. Without a job of Slurm's, its process is this one, until
+    the run has ended."""
+    process = None if job or ended else [os.getpid(), psutil.Process().create_time()]
     record.write_json({"job": job, "process": process}, project.job(*run))
 
 
@@ -158,10 +159,11 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
 def _glance(project: Layout, params: Params, run: Run) -> str:
     """`lacking`'s cheap part, for many runs: by the parameters alone."""
     try:
-        facts = record.read_json(project.run(*run) / "record.json")
-        row = config.experiment(params, run.name)
+        folder, row = project.run(*run), config.experiment(params, run.name)
+        facts, metrics = record.read_json(folder / "record.json"), record.read_json(folder / "metrics.json")
+        float(metrics["accuracy"])
         same = facts["parameters"] == record.text_hash(config.training_parameters(row))
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, ValueError):
         return "damaged"
     return "" if same else "of other parameters"
 
@@ -248,6 +250,7 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
                     if process.poll() is not None:
                         del running[run]
                         places.append(place)
+                        write_down(project, run, ended=True)
                         say(f"{run}: {f'ended with {process.returncode}' if process.returncode else 'done'}")
                 time.sleep(WAIT)
         finally:

@@ -260,6 +260,8 @@ def _data(run: Run, data: tuple[Split, Split]) -> Rung:
     for split, name, wanted in zip(data, ("training", "test"), hashes, strict=True):
         if record.tensors_hash(split._asdict()) != wanted:
             raise UserError(f"{run.folder}: broken link: {name} data other than this project's {run.row.data.name}")
+    if run.metrics["images"] != (tested := len(data[1].labels)):
+        raise UserError(f"{run.folder / 'metrics.json'}: broken link: of {run.metrics['images']} images, not {tested}")
     return Rung("data", f"{run.row.data.name}, training and test split: the same bytes as here")
 
 
@@ -287,14 +289,20 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
         here = record.environment(device) == run.metrics["environment"]
         if row.evaluated_in == "float32":
             own = full.cpu()
+            if run.metrics["decided_in_float32"]:
+                raise UserError(f"{run.folder / 'metrics.json'}: broken link: pairs decided in float32, as all is")
             yield Rung("precision", "evaluated in float32")
         elif device.type == "cpu" and row.training.precision == "float16":  # which would take a CPU days
             own, here = full.cpu(), False
             yield Rung("precision", "this machine evaluates in float32; float16 takes a GPU", None)
         else:
             half = evaluation.goodness_table(network, images, row)
-            own = evaluation.decide(half, network, images, row)[0].cpu()
-            yield _precision(own, half.cpu(), full.cpu(), vote)
+            table_here, pairs = evaluation.decide(half, network, images, row)
+            own = table_here.cpu()
+            if here and pairs != run.metrics["decided_in_float32"]:
+                what = f"{run.metrics['decided_in_float32']} pairs decided in float32, not {pairs}"
+                raise UserError(f"{run.folder / 'metrics.json'}: broken link: {what}")
+            yield _precision(own, half.cpu(), full.cpu(), vote, pairs)
         if table is None and record.tensors_hash({"goodness": own}) == run.metrics["goodness_table"]:
             table = own
         if table is None:
@@ -325,7 +333,7 @@ def _network(run: Run, device: torch.device) -> Network:
     return network
 
 
-def _precision(table: Tensor, half: Tensor, full: Tensor, vote: str) -> Rung:
+def _precision(table: Tensor, half: Tensor, full: Tensor, vote: str, pairs: int) -> Rung:
     """Whether half precision decides anything in `table`: `full` is all of it in float32, `half` none of it."""
     first, exact = evaluation.predictions(half, vote), evaluation.predictions(full, vote)
     moved = first != exact
@@ -333,7 +341,8 @@ def _precision(table: Tensor, half: Tensor, full: Tensor, vote: str) -> Rung:
     lead = f", with a lead of {100 * float(((best - second) / best).max()):.2g} % at most" if moved.any() else ""
     wrong = int((evaluation.predictions(table, vote) != exact).sum())
     text = f"half precision alone would change {int(moved.sum())} of {len(table)} predictions{lead}"
-    return Rung("precision", f"{text}; as it was decided, {wrong} are not float32's", True if wrong == 0 else None)
+    decided = f"with {100 * pairs / table[:, :, 0].numel():.1f} % of all pairs decided in float32"
+    return Rung("precision", f"{text}; {decided}, {wrong} are not float32's", True if wrong == 0 else None)
 
 
 def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
@@ -342,7 +351,7 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
     path, vote, allowed = (
         run.folder / "goodness.safetensors",
         run.row.evaluation.vote,
-        ROUNDING[run.row.training.precision],
+        ROUNDING[run.row.evaluated_in],
     )
     if here:
         raise UserError(f"{path}: broken link: not the goodness of these weights")
@@ -463,7 +472,7 @@ def _claims(project: Layout, name: str) -> Iterator[Rung]:
     if not about:
         yield Rung("claims", f"none of paper.yaml is about {name}", None)
     for one in about:
-        yield Rung(f"claim {one['id']}", f"by report/claims.json {one['verdict']}: {one['why']}", None)
+        yield Rung(f"claim {one['id']}", f"by the results here {one['verdict']}: {one['why']}", None)
 
 
 def _print(rung: Rung) -> None:

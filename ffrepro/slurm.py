@@ -113,7 +113,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
     try:
         import submitit
     except ImportError:
-        raise UserError("submit --slurm needs submitit: pip install ffrepro[slurm]") from None
+        raise UserError("submit --slurm needs submitit, the extra `slurm`: `nox -s dev` installs it") from None
     if not shutil.which("sbatch"):
         raise MachineError("submit: there is no sbatch here; go to a login node of the cluster, or use --local N")
     with pipeline.alone(project):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ffrepro.targets import read_targets, spread, target_of
+from ffrepro.verdict import power, verdict
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])]
 
@@ -134,6 +137,27 @@ def test_adding_an_experiment_and_a_data_set_as_the_page_says(project, root):
         ("ffrepro params handbook > docs/parameters.md", 0),
     ]
     assert "inverted-digits" in (project.root / "docs" / "parameters.md").read_text()
+
+
+def test_the_power_of_the_seeds_is_what_params_says(root, params):
+    rule, said = params.experiments["cifar10"].verdict, (root / "params.yaml").read_text()
+    powers = [power(n, None, 0.78, rule) for n in (5, 4, 3)]  # 0.78: the published spread
+    five, four, three = (f"{100 * p:.0f} %" for p in powers)
+    assert f'"reproduced" if it is: {five}; of 4 seeds {four}, of 3 seeds {three}' in said
+
+
+def test_a_single_run_of_cifar10_quick_is_inconclusive_where_its_page_says(root, params):
+    row, page = params.experiments["cifar10-quick"], (root / "docs" / "cifar10-quick.md").read_text()
+    target = target_of(read_targets(root / "paper.yaml", root / "results" / "reference.json"), "cifar10-quick", row)
+    assert target is not None
+
+    def word(percent):
+        found = {"accuracy": spread([percent]), "target": target.model_dump(), "test_images": 10_000}
+        return verdict(found, row.verdict)["verdict"]
+
+    low, high = map(float, re.search(r"wherever it ends from (\S+) to (\S+) %", page).groups())
+    assert [word(low), word((low + high) / 2), word(high)] == ["inconclusive"] * 3
+    assert [word(low - 0.01), word(high + 0.01)] == ["not reproduced"] * 2
 
 
 def test_a_job_a_seed_as_elsewhere_says(project, root):

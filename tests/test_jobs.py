@@ -60,6 +60,27 @@ def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(proje
     assert (again.stdout, "started" in again.stderr) == ("2 of 2 runs done\n", False)
 
 
+def test_status_tells_of_damaged_metrics_and_of_a_run_that_failed_while_others_go_on(project):
+    shrink(project, epochs=20)
+    unwritable, damaged = (project.root / "runs" / "digits" / seed for seed in "01")
+    (unwritable / "weights.safetensors").mkdir(parents=True)
+    damaged.mkdir(parents=True)
+    for name in ("record.json", "metrics.json"):
+        (damaged / name).write_text('{"parameters": "x", "accuracy": []}')
+    assert states(project, "digits")["digits-1"] == ("not submitted", "damaged")
+    command = [sys.executable, "-m", "ffrepro", "submit", "digits", "--local", "1"]
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    process = subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        while process.poll() is None and states(project, "digits")["digits-0"][0] != "failed":
+            time.sleep(0.1)
+        assert process.poll() is None  # it goes on with the other
+        assert states(project, "digits")["digits-1"][0] == "running"
+    finally:
+        process.terminate()
+        process.communicate()
+
+
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
 def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(project):
     shrink(project)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from ffrepro import audit, checkpoint, config, crate, layout, negatives, proof, record, training
+from ffrepro import audit, checkpoint, config, crate, evaluation, layout, negatives, proof, record, training
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
@@ -86,6 +86,40 @@ def test_an_honest_run_holds_on_every_rung(runs, trained):
     assert {what for what, rung in rungs.items() if rung.holds is not True} == {"bitwise"}
     assert rungs["bitwise"].found.startswith("no reference for this key")
     assert rungs["goodness"].found.endswith("values from the weights: the same bits")
+
+
+def test_metrics_of_fewer_images_sealed_anew(runs, trained):
+    table = record.read_tensors(runs[0] / "goodness.safetensors")["goodness"][:100]
+    record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
+    reseal(runs[0] / "metrics.json", images=100, goodness_table=record.tensors_hash({"goodness": table}))
+    assert broken(runs[0], trained).endswith("metrics.json: broken link: of 100 images, not 360")
+
+
+def test_pairs_that_float32_did_not_decide(runs, trained, row, digits, tmp_path):
+    reseal(runs[0] / "metrics.json", decided_in_float32=777)
+    assert broken(runs[0], trained).endswith("metrics.json: broken link: pairs decided in float32, as all is")
+    chosen = row(precision="bfloat16", blocks="4 4P 4", epochs=1)
+    network = training.train(chosen, 0, digits[0]).network
+    table, metrics = evaluation.evaluate(network, digits[1], chosen)
+    run = proof.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
+    precision, goodness, _ = proof._metrics(run, digits, CPU)
+    pairs = metrics["decided_in_float32"]
+    assert pairs > 0
+    assert f"with {100 * pairs / 3600:.1f} % of all pairs decided in float32, 0 are not float32's" in precision.found
+    assert goodness.found.endswith("the same bits")
+    with pytest.raises(UserError, match=f"broken link: {pairs + 1} pairs decided in float32, not {pairs}$"):
+        list(proof._metrics(run._replace(metrics={**metrics, "decided_in_float32": pairs + 1}), digits, CPU))
+
+
+def test_the_twins_goodness_is_float32s_and_so_is_the_rounding_allowed_it(row, digits, tmp_path):
+    chosen = row(precision="bfloat16", blocks="4 4P", epochs=1, update="backprop", loss="cross-entropy")
+    network = training.train(chosen, 0, digits[0]).network
+    table, metrics = evaluation.evaluate(network, digits[1], chosen)
+    metrics["environment"] = {}  # another machine's
+    run = proof.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
+    assert "within" not in [rung.found for rung in proof._metrics(run, digits, CPU)][1]
+    with pytest.raises(UserError, match=r"rounding \(0.1 %"):
+        list(proof._metrics(run._replace(goodness=table * 1.01), digits, CPU))
 
 
 def test_without_data_the_rungs_that_need_it_cannot_be_told(runs):

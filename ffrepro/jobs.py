@@ -161,7 +161,7 @@ def _glance(project: Layout, params: Params, run: Run) -> str:
     try:
         folder, row = project.run(*run), config.experiment(params, run.name)
         facts, metrics = record.read_json(folder / "record.json"), record.read_json(folder / "metrics.json")
-        float(metrics["accuracy"])
+        format(metrics["accuracy"], ".2f")
         same = facts["parameters"] == record.text_hash(config.training_parameters(row))
     except (UserError, KeyError, TypeError, ValueError):
         return "damaged"

@@ -166,6 +166,8 @@ def bring(options: argparse.Namespace) -> int:
 
     project, source = layout.Layout(layout.find().root, options.runs), options.folder
     row, folder = config.read_experiment(project.experiment(options.row)), project.run(options.row, options.seed)
+    if missing := [name for name in KEPT if not (source / name).is_file()]:
+        raise UserError(f"{source}: no {missing[0]} there; bring the whole folder of a complete training")
     facts, metrics = (record.read_json(source / name) for name in ("record.json", "metrics.json"))
     found = {"experiment": facts.get("experiment"), "seed": facts.get("seed"), "parameters": facts.get("parameters")}
     parameters = record.text_hash(config.training_parameters(row))

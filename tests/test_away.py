@@ -185,6 +185,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_trained(shrunken, gi
     [
         ("other seed", "seed is 0, not 1; it is of another run"),
         ("other row", "parameters is '"),
+        ("no history", "out: no history.csv there; bring the whole folder of a complete training"),
         ("no weights", "no tensors-00"),
         ("cut weights", "tensors-*: not whole"),
         ("other metrics", "are not of one training"),
@@ -198,6 +199,8 @@ def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
     elif what == "other row":
         shrunken.edit("params.yaml", "      epochs: 3", "      epochs: 4")
         shrunken.stages(["check", "digits"])
+    elif what == "no history":
+        (out / "history.csv").unlink()
     elif what == "no weights":
         (out / "tensors-00").unlink()
     elif what == "cut weights":

@@ -22,6 +22,12 @@ CLOSE = 0.02
 """
 
 
+def channels(experiment: Experiment, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of each channel of the row's data set, two (C,) float32 for `normalise`."""
+    source = DATASETS[experiment.data.name]
+    return torch.tensor(source.mean, device=device), torch.tensor(source.std, device=device)
+
+
 @torch.no_grad()
 def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> Tensor:
     """Goodness of every image under every label at every block, in eval mode (running statistics).
@@ -30,8 +36,7 @@ def goodness_table(network: Network, images: Tensor, experiment: Experiment) -> 
     once for all labels (`Convolutional.under_every_label`); autocast casts each weight once for all passes. Of a
     backprop twin: the logits of its read-out, (N, classes, 1), which take a tenth of the passes and hence float32.
     """
-    source = DATASETS[experiment.data.name]
-    mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
+    mean, std = channels(experiment, images.device)
     training = network.training
     network.eval()
     rows = []
@@ -59,8 +64,7 @@ def restate(network: Network, data: Split, experiment: Experiment, draws: Draws)
     split trained on, N images; draws: an epoch's for N images; both on the network's device. The wrong labels are
     uniform, whatever the row's hardness. Other norms have no statistics; weights stay as they are.
     """
-    source, batch = DATASETS[experiment.data.name], experiment.training.batch
-    mean, std = (torch.tensor(value, device=data.images.device) for value in (source.mean, source.std))
+    (mean, std), batch = channels(experiment, data.images.device), experiment.training.batch
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     training, momenta = network.training, [norm.momentum for norm in norms]
     network.train()
@@ -128,8 +132,7 @@ def contenders(table: Tensor, vote: str) -> Tensor:
 @torch.no_grad()
 def goodness_of_pairs(network: Network, images: Tensor, labels: Tensor, experiment: Experiment) -> Tensor:
     """Goodness of images (P, C, H, W) uint8, each under one label (P,), in float32: (P, blocks)."""
-    source = DATASETS[experiment.data.name]
-    mean, std = (torch.tensor(value, device=images.device) for value in (source.mean, source.std))
+    mean, std = channels(experiment, images.device)
     training, size = network.training, IMAGES * experiment.classes
     network.eval()
     rows = [

@@ -3,16 +3,19 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import update_bn
 
 from ffrepro import augment
-from ffrepro.data import DATASETS
-from ffrepro.engine import draw
+from ffrepro.augment import Geometry
+from ffrepro.data import DATASETS, Split
+from ffrepro.engine import Draws, draw
 from ffrepro.evaluation import (
     accuracy,
     contenders,
     decide,
     evaluate,
+    goodness_of_pairs,
     goodness_table,
     in_float32,
     metrics,
@@ -164,3 +167,24 @@ def test_where_rounding_could_decide_float32_does(row, digits, precision, vote):
     torch.testing.assert_close(table[close][:, -voters:], full[close][:, -voters:], rtol=1e-5, atol=0)
     assert torch.equal(predictions(table, vote), predictions(full, vote))
     assert evaluate(network, digits[1], chosen)[1]["decided_in_float32"] == pairs
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ablation-symba-layer-overlapping", "hinton", "ablation-digits-backprop"])
+def test_on_a_gpu_nothing_is_left_on_the_cpu(row, name):
+    """On PyTorch's tensors without values: shapes and devices are a GPU's, and two devices in one operation fail."""
+    chosen = row(name, precision="float32", batch=16)
+    network, drawn, n = build(chosen, 0, CPU), draw(chosen, 0, 1, 48), 48
+    state = network.state_dict()
+
+    def there(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+    with FakeTensorMode():
+        network.load_state_dict({key: there(value) for key, value in state.items()}, assign=True)
+        draws = Draws(*map(there, drawn[:3]), Geometry(*map(there, drawn.geometry)))
+        split = Split(there(torch.empty(n, *chosen.shape, dtype=torch.uint8)), there(torch.empty(n, dtype=torch.int64)))
+        restate(network, split, chosen, draws)
+        found = [goodness_table(network, split.images, chosen), *network.state_dict().values()]
+        if chosen.training.update != "backprop":
+            found.append(goodness_of_pairs(network, split.images, split.labels, chosen))
+    assert {tensor.device.type for tensor in found} == {"cuda"}

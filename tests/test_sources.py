@@ -22,6 +22,7 @@ import urllib.request
 from contextlib import suppress
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import test_data
 from test_data import (
@@ -399,7 +400,8 @@ def test_ctrl_c_ends_a_stalled_download_at_once(server, tmp_path, root, where):
         try:
             assert stalled.wait(60)
             part = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz.download"
-            while where == "body" and not part.exists():
+            # there as soon as it is opened; asleep once what came has been read and more is waited for
+            while where == "body" and not (part.exists() and psutil.Process(child.pid).status() == "sleeping"):
                 time.sleep(0.01)
             child.send_signal(signal.SIGINT)
             error = child.communicate(timeout=8)[1]  # before the server gives up

@@ -11,7 +11,7 @@ from ffrepro.config import Experiment, Name, Section, checked, impossible, read_
 SECTIONS = ("data", "augmentation", "network", "training", "evaluation")
 """The sections of a row that decide its numbers: each of their fields is in deviations.yaml."""
 
-VALUE = "a value that the field may have in params.yaml, or null: not obtained"
+VALUE = "a value that the field may have in params.yaml"
 Place = Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$")]
 Words = Annotated[str, Field(min_length=1, max_length=300)]
 
@@ -70,7 +70,8 @@ class Deviations(Section):
                 wrong.append((path, None, "an entry in fields or in choices, for every field of a row's numbers"))
             elif path in self.fields and path in self.choices:
                 wrong.append(("choices", path, "what is not in fields"))
-            elif path in self.fields and (theirs := self.fields[path].theirs) is not None:
+            elif path in self.fields:
+                theirs = self.fields[path].theirs
                 try:
                     kind.validate_python(theirs, strict=True)
                 except ValidationError:
@@ -86,15 +87,13 @@ def read(path: Path) -> Deviations:
 
 
 def of(row: Experiment, deviations: Deviations) -> Iterator[tuple[str, str, str, str]]:
-    """(field, its value here, the authors', why) of each field in which the row departs from the authors' code, or may,
-    where their value was not obtained."""
+    """(field, its value here, the authors', why) of each field in which the row departs from the authors' code."""
     values = row.model_dump(mode="json")
     for path, entry in deviations.fields.items():
         section, name = path.split(".")
         value = values[section][name]
-        if entry.theirs is None or value != entry.theirs:
-            theirs = "not obtained" if entry.theirs is None else shown(entry.theirs)
-            yield path, shown(value), theirs, entry.why
+        if value != entry.theirs:
+            yield path, shown(value), shown(entry.theirs), entry.why
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ State e - 1 must be the one that the chain names; epoch e trained from it, here 
 chain names: bitwise where the environment is the record's, elsewhere within `TOLERANCE`.
 """
 
+import gc
 import math
 import random
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import torch
 import typer
 from torch import Tensor
 
-from ffrepro import checkpoint, config, determinism, negatives, record, training
+from ffrepro import checkpoint, config, determinism, negatives, proof, record, training
+from ffrepro.config import Params
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
@@ -59,8 +61,9 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
     if record.tensors_hash(data._asdict()) != facts["data"]:
         raise UserError(f"{run.folder}: broken link: training data other than this project's {row.data.name}")
     chain = {link["epoch"]: link for link in facts["chain"]}
-    here = record.environment(device) == facts["environment"]
+    here, on_device = record.environment(device) == facts["environment"], data.to(device)
     for epoch in drawn:
+        gc.collect()  # an engine and its steps hold one another, and on CUDA the graphs' memory: the epoch's before
         network = training.build(row, seed, device)
         adams, memory = optimizers(network, row.training), negatives.memory(len(data.labels), row.classes, device)
         if epoch > 1:
@@ -74,7 +77,11 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             except Exception:  # PyTorch refuses what does not fit in its own ways
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
         start = {name: value.clone() for name, value in network.state_dict().items()}
-        Engine(network, adams, memory, data.to(device), row).epoch(seed, epoch - 1)
+        try:
+            Engine(network, adams, memory, on_device, row).epoch(seed, epoch - 1)
+        except UserError:  # which tells a trainer to choose another learning rate
+            yield Finding(epoch, "cannot be trained from the state before it: a loss is no number", False)
+            continue
         weights, optimizer = checkpoint.hashes(checkpoint.snapshot(network, adams, memory))
         if (weights, optimizer) == (chain[epoch]["weights"], chain[epoch]["optimizer"]):
             yield Finding(epoch, f"the same bits: weights {weights[:12]}, optimizer {optimizer[:12]}", True)
@@ -94,11 +101,16 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
 
 
 def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> float:
-    """The largest |mine - theirs| / |mine - start| of any floating-point tensor: weights and running statistics."""
+    """The largest |mine - theirs| / |mine - start| of any floating-point tensor: weights and running statistics.
+
+    Infinite where one of them holds what is no number: nothing else compares with that.
+    """
     shares = [0.0]
     for name, value in mine.items():
         if value.is_floating_point():
             apart, moved = (float((value - other[name]).double().norm()) for other in (theirs, start))
+            if not (math.isfinite(apart) and math.isfinite(moved)):
+                return math.inf
             shares.append(apart / moved if moved else math.inf if apart else 0.0)
     return max(shares)
 
@@ -113,20 +125,33 @@ def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, 
         raise UserError(
             f"{path.parent.name}/{path.name}: not the state that the chain names after epoch {link['epoch']}"
         )
+    if wrong := [name for name, value in state["network"].items() if not value.isfinite().all()]:
+        what = f"the state that the chain names, and {config.plain(wrong[0])} in it is not finite"
+        raise UserError(f"{path.parent.name}/{path.name}: broken link: {what}: no training goes on from there")
     return state
 
 
-def report(run: Run, data: Split, states: Path, k: int, seed: int | None, device: torch.device) -> int:
+def shown(states: Path) -> Path:
+    """The folder of states that was given. Raises UserError where there is none."""
+    try:
+        why = "" if states.is_dir() else "no folder there"
+    except OSError as error:
+        why = f"{error.strerror}"
+    if why:
+        raise UserError(f"--states: given {config.plain(states)}: {why}; allowed: a folder of kept states")
+    return states
+
+
+def report(run: Run, params: Params, data: Split, states: Path, k: int, seed: int | None, device: torch.device) -> int:
     """Draw, train, compare, print: 0 all follow, 3 one does not, 4 one cannot be told. states: folder of the states."""
     determinism.switch_on()
-    try:
-        states.exists()
-    except OSError as error:
-        raise UserError(f"--states: given {config.plain(states)}: {error.strerror}; allowed: a folder") from None
     name, n = f"{run.facts['experiment']}-{run.facts['seed']}", run.row.training.epochs
+    declared = proof.declared(run, params)
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
     drawn = draw(n, k, seed)
     print(f"{name}: drawn of {n} epochs: {', '.join(map(str, drawn))} (--draw {seed})")
+    if not declared.holds:
+        print(f"-- {declared.what}: {declared.found}")
     code = 0
     for epoch, found, holds in audit(run, data, states, drawn, device):
         mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[holds]

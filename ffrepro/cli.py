@@ -274,7 +274,7 @@ def evaluate(
     On a CPU, which takes days for float16, a row in float16 is evaluated in bfloat16 where the CPU has that, else in
     float32. Either way float32 decides what counts.
     """
-    from ffrepro import config, data, determinism, devices, evaluation, layout, pipeline, record, training
+    from ffrepro import config, data, determinism, devices, evaluation, layout, pipeline, proof
 
     released = weights is Weights.released
     project = layout.Layout(layout.find().root, "results" if released else runs)
@@ -285,14 +285,15 @@ def evaluate(
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
     test = data.load(project.data(row.data.name))[1].to(chosen)
-    there = [int(folder.name) for folder in project.experiment(name).parent.iterdir() if folder.name.isdecimal()]
-    for one in seed or sorted(there):
-        path = project.released(name, one) if released else project.run(name, one) / "weights.safetensors"
-        network = training.build(row, one, chosen)
-        training.load_weights(network, record.read_tensors(path), path)
-        metrics = evaluation.evaluate(network, test, row)[1]
+    folder = project.experiment(name).parent
+    for place in [folder / str(one) for one in seed] if seed else proof.runs_of(folder):
+        run, one = proof.read(place), f"{name}-{place.name}"
+        with devices.faults(one, chosen):
+            table, metrics = evaluation.evaluate(proof.network(run, chosen, released=released), test, row)
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
-        print(f"{name}-{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}")
+        print(f"{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}", flush=True)
+        if released:
+            print(f"{one}: {proof.released(run, table)}")
 
 
 @app.command()
@@ -313,12 +314,15 @@ def verify(
     def data(row: config.Experiment) -> "tuple[Split, Split] | None":
         return pipeline.prepared(project, row, settings)
 
-    raise typer.Exit(proof.report(path, project, config.load(project.params), data, devices.choose(device.value)))
+    chosen = devices.choose(device.value)
+    with devices.faults("verify", chosen):
+        code = proof.report(path, project, config.load(project.params), data, chosen)
+    raise typer.Exit(code)
 
 
 @app.command()
 def audit(
-    path: Annotated[Path, typer.Argument(help="A record, or its run's folder.", metavar="RECORD")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, or its record.json.", metavar="RUN")],
     epochs: Annotated[int, typer.Option(min=1, help="How many epochs to draw and train again.")] = 2,
     draw: Annotated[int | None, typer.Option(help="Repeat an audit's draw: the seed it was made with.")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of the kept states; default: beside checkpoints.")] = None,
@@ -330,17 +334,20 @@ def audit(
 
     Exit code: 0 every drawn epoch follows, 2 bad input, 3 one does not, 4 one cannot be told here.
     """
-    from ffrepro import audit, devices, layout, pipeline, proof
+    from ffrepro import audit, config, devices, layout, pipeline, proof
 
     project = layout.find()
-    run = proof.read(proof.runs_of(path)[0])
+    run = proof.read(proof.run_of(path))
     splits = pipeline.prepared(project, run.row, _settings(device, mirror, offline))
     if splits is None:
         raise errors.UserError(
             f"{run.row.data.name}: the data cannot be had, and an audit trains; ffrepro fetch says why"
         )
-    folder = states or project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
-    raise typer.Exit(audit.report(run, splits[0], folder, epochs, draw, devices.choose(device.value)))
+    kept = project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
+    folder, chosen = audit.shown(states) if states else kept, devices.choose(device.value)
+    with devices.faults("audit", chosen):
+        code = audit.report(run, config.load(project.params), splits[0], folder, epochs, draw, chosen)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -392,7 +399,10 @@ def doctor(device: DeviceOption = Device.auto) -> None:
     from ffrepro import config, devices, doctor, layout
 
     project = layout.find()
-    if not doctor.report(config.load(project.params), project, devices.choose(device.value)):
+    chosen = devices.choose(device.value)
+    with devices.faults("doctor", chosen):
+        sound = doctor.report(config.load(project.params), project, chosen)
+    if not sound:
         raise typer.Exit(5)
 
 

@@ -12,7 +12,6 @@ import torch
 
 from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
 from ffrepro.errors import MachineError, UserError
-from ffrepro.progress import duration
 
 if TYPE_CHECKING:
     from ffrepro.data import Split
@@ -90,6 +89,8 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
     takes = "takes as `ffrepro doctor` says"
     if measure:
+        from ffrepro.progress import duration  # with rich, which a borrowed machine may lack
+
         seconds, precision = training_time(row, torch.device("cpu"))
         takes = f"would take {duration(seconds)} a seed{precision} (from measured steps)"
     raise MachineError(

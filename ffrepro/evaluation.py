@@ -14,6 +14,7 @@ from ffrepro.engine import Draws
 from ffrepro.goodness import goodness, wrong_labels
 from ffrepro.network import Network, autocast
 
+CODE = (*record.NUMBERS, "evaluation")  # the modules whose source decides a goodness table's bits
 IMAGES = 50  # images a pass, each under every label: fixed, so that the same weights give the same bits
 CLOSE = 0.02
 """Share of the best label's goodness within which another label's, computed in half precision, might still be the best.
@@ -176,4 +177,5 @@ def evaluate(network: Network, test: Split, experiment: Experiment) -> tuple[Ten
         "test_data": record.tensors_hash(test._asdict()),
         "goodness_table": record.tensors_hash({"goodness": table}),
         "environment": record.environment(test.images.device),
+        "code": record.code_hash(CODE),
     }

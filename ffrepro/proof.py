@@ -22,6 +22,7 @@ from ffrepro.checkpoint import chained
 from ffrepro.config import Experiment, Params, Section
 from ffrepro.data import Split
 from ffrepro.errors import UserError
+from ffrepro.figure_data import read_history
 from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.report import percent
@@ -34,7 +35,10 @@ ROUNDING = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.05}
 """Largest difference of a goodness, as a share of it (or of the mean goodness, if that is more), that another machine's
 rounding may make. Allowances: measured is one run alone, in float16 on an H100 and in float32 on a CPU, 2.18 %."""
 FEW = 16  # images of a batch with which a CPU repeats a GPU's row
-MOVED = 0.005  # share of predictions that it may change
+MOVED = 0.005  # share of predictions that it may change, and hence of the accuracy that counts
+
+
+ANEW = "get it anew, from where the run was published or by running its stage again (`dvc repro`)"
 
 
 class Rung(NamedTuple):
@@ -57,18 +61,19 @@ class Run(NamedTuple):
     goodness: Tensor | None
 
 
-GIVE = "give a record, a run or a row's folder"
+GIVE = "give a run's folder, its record.json, or a row's folder with its seeds"
 
 
 def runs_of(path: Path) -> list[Path]:
-    """The folders of the runs that a record, a run's folder or a row's folder stands for, by seed."""
+    """The folders of the runs that a run's folder, its record or a row's folder stands for, by seed."""
     try:
         path = path.resolve()  # a run's folder tells its row and seed by its name
+        folder = path.parent if path.is_file() else path
+        if (folder / "record.json").exists():
+            return [folder]
         if path.is_file():
-            path = path.parent
-        if (path / "record.json").exists():
-            return [path]
-        folders = [entry for entry in path.iterdir() if entry.name.isdecimal()] if path.is_dir() else []
+            raise UserError(f"{config.plain(path)}: not in a run's folder, no record.json beside it; {GIVE}")
+        folders = [entry for entry in path.iterdir() if _of_a_seed(entry)] if path.is_dir() else []
     except (OSError, RuntimeError) as error:  # too long a name, no right to look, links that go round
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{config.plain(path)}: cannot be read ({why}); {GIVE}") from None
@@ -77,13 +82,25 @@ def runs_of(path: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
+def _of_a_seed(entry: Path) -> bool:
+    return entry.name.isdecimal() and entry.is_dir()
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the one run that a path stands for. Raises UserError where there are several."""
+    folders = runs_of(path)
+    if len(folders) > 1:
+        seeds = ", ".join(folder.name for folder in folders)
+        raise UserError(f"{config.plain(path)}: {len(folders)} runs there ({seeds}); give the folder of one of them")
+    return folders[0]
+
+
 def read(folder: Path) -> Run:
     """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
     facts, metrics = _sealed(folder / "record.json", Record), _sealed(folder / "metrics.json", Metrics)
     row = _row(folder, facts)
     _chain(folder / "record.json", facts, row)
-    if record.file_hash(folder / "history.csv") != facts["history"]:
-        raise UserError(f"{folder / 'history.csv'}: broken link: not the history that record.json names")
+    _history(folder / "history.csv", facts)
     weights = _tensors(folder / "weights.safetensors", facts["weights"], "record.json")
     table = _tensors(folder / "goodness.safetensors", metrics["goodness_table"], "metrics.json")
     for name, wanted in (("weights", facts["weights"]), ("link", facts["chain"][-1]["link"])):
@@ -125,8 +142,8 @@ class LinkOfChain(Section):
 class Record(Section):
     """record.json as `training.run_record` makes it, and `record.image` where it was made in a container."""
 
-    experiment: str
-    seed: int
+    experiment: config.Name
+    seed: config.Seed
     ffrepro: str = Field(pattern=r"^[0-9A-Za-z.+!-]{1,60}$")
     code: Hash
     source: Hash
@@ -142,8 +159,8 @@ class Record(Section):
     driver: str | None
     started: Time
     ended: Time
-    seconds: float
-    joules: float | None
+    seconds: float = Field(ge=0)
+    joules: float | None = Field(ge=0)
     image: dict[str, Any] | None = None
     seal: str
 
@@ -161,14 +178,15 @@ class Metrics(Section):
     test_data: Hash
     goodness_table: Hash
     environment: Environment
+    code: Hash | None = None  # which older ones lack
     link: Hash
     seal: str
 
 
 def _sealed(path: Path, model: type[Section]) -> dict[str, Any]:
-    content = record.read_json(path)
+    content = record.read_json(path, ANEW)
     try:
-        whole = record.sealed(content) == path.read_text(encoding="utf-8")
+        whole = record.sealed(content).encode() == path.read_bytes()
     except (AttributeError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -186,7 +204,7 @@ def _sealed(path: Path, model: type[Section]) -> dict[str, Any]:
 def _row(folder: Path, facts: dict[str, Any]) -> Experiment:
     path = folder.parent / "experiment.json"
     row = config.read_experiment(path)
-    if config.canonical(row) != path.read_text(encoding="utf-8"):
+    if config.canonical(row).encode() != path.read_bytes():
         raise UserError(f"{path}: broken link: not as the check stage wrote it")
     parameters = config.training_parameters(row)
     if (facts["row"], facts["parameters"]) != (json.loads(parameters), record.text_hash(parameters)):
@@ -218,11 +236,24 @@ def _chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
         raise UserError(f"{path}: broken link: the chain does not end in the weights that the record names")
 
 
+def _history(path: Path, facts: dict[str, Any]) -> None:
+    """Compare the history with its hash, the chain's epochs, and the sums that the record tells."""
+    if record.file_hash(path) != facts["history"]:
+        raise UserError(f"{path}: broken link: not the history that record.json names")
+    entries = read_history(path)
+    if len(entries) != len(facts["chain"]):
+        raise UserError(f"{path}: broken link: {len(entries)} epochs, the chain has {len(facts['chain'])}")
+    for name in ("seconds", "joules"):
+        parts = [entry[name] for entry in entries if name in entry]
+        if (round(sum(parts), 1) if parts else None) != facts[name] or min(parts, default=0) < 0:
+            raise UserError(f"{path}: broken link: {name} that do not add up to record.json's")
+
+
 def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:
     """The file's tensors, whole to the byte and those that are wanted; None where there is no file."""
     if not path.exists():
         return None
-    tensors = record.read_tensors(path)
+    tensors = record.read_tensors(path, ANEW)
     if not tensors:
         raise UserError(f"{path}: broken link: holds no tensors")
     content, digest = record.tensors_bytes(tensors)
@@ -281,12 +312,15 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     test, table, vote = data[1], run.goodness, run.row.evaluation.vote
     own = None
     if run.weights is None:
-        yield Rung("goodness", "weights not published: taken from goodness.safetensors", None)
+        text = "weights not published: taken from goodness.safetensors"
+        if (run.folder / "released.safetensors").exists():
+            text = f"{text}; `ffrepro evaluate {run.facts['experiment']} --weights released` compares it with those"
+        yield Rung("goodness", text, None)
         assert table is not None
     else:
-        network, images, row = _network(run, device), test.to(device).images, run.row
-        full = evaluation.goodness_table(network, images, evaluation.in_float32(row))
-        here = record.environment(device) == run.metrics["environment"]
+        trained, images, row = network(run, device), test.to(device).images, run.row
+        full = evaluation.goodness_table(trained, images, evaluation.in_float32(row))
+        here = _of_here(run, device)
         if row.evaluated_in == "float32":
             own = full.cpu()
             if run.metrics["decided_in_float32"]:
@@ -296,8 +330,8 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
             own, here = full.cpu(), False
             yield Rung("precision", "this machine evaluates in float32; float16 takes a GPU", None)
         else:
-            half = evaluation.goodness_table(network, images, row)
-            table_here, pairs = evaluation.decide(half, network, images, row)
+            half = evaluation.goodness_table(trained, images, row)
+            table_here, pairs = evaluation.decide(half, trained, images, row)
             own = table_here.cpu()
             if here and pairs != run.metrics["decided_in_float32"]:
                 what = f"{run.metrics['decided_in_float32']} pairs decided in float32, not {pairs}"
@@ -305,12 +339,7 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
             yield _precision(own, half.cpu(), full.cpu(), vote, pairs)
         if table is None and record.tensors_hash({"goodness": own}) == run.metrics["goodness_table"]:
             table = own
-        if table is None:
-            yield Rung(
-                "goodness", "goodness.safetensors not published, and other bits here than metrics.json names", None
-            )
-        else:
-            yield _compared(run, own, table, here)
+        yield _compared(run, own, table, here) if table is not None else _told(run, own, test.labels, here)
     if table is not None:
         wanted = evaluation.metrics(table, test.labels, vote)
         differing = [name for name, value in wanted.items() if run.metrics[name] != value]
@@ -326,11 +355,48 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
         yield Rung("metrics", text, accuracy=accuracy)
 
 
-def _network(run: Run, device: torch.device) -> Network:
-    assert run.weights is not None
-    network = training.build(run.row, run.facts["seed"], device)
-    training.load_weights(network, run.weights, run.folder / "weights.safetensors")
-    return network
+def _of_here(run: Run, device: torch.device) -> bool:
+    """Whether the metrics were made in this environment, by this version's evaluation: then bits must agree.
+
+    Where they do not say of which version they are, the training's has to do.
+    """
+    code = run.metrics.get("code")
+    same = code == record.code_hash(evaluation.CODE) if code else run.facts["code"] == record.code_hash()
+    return bool(same and record.environment(device) == run.metrics["environment"])
+
+
+def network(run: Run, device: torch.device, *, released: bool = False) -> Network:
+    """The trained network, from the run's own weights, or from those that were released in float16.
+
+    Raises UserError where these are not there or are another network's.
+    """
+    path = run.folder / ("released.safetensors" if released else "weights.safetensors")
+    weights = record.read_tensors(path, ANEW) if released else run.weights
+    if weights is None:
+        instead = "; --weights released are" if (run.folder / "released.safetensors").exists() else ""
+        raise UserError(f"{path}: not published{instead}")
+    made = training.build(run.row, run.facts["seed"], device)
+    training.load_weights(made, weights, path)
+    return made
+
+
+def released(run: Run, again: Tensor) -> str:
+    """How far the goodness of released weights, a table made here, is from the run's own, in words.
+
+    What must agree are the predictions: rounded weights and another precision change a goodness by as much as a tenth
+    (docs/cifar10.md), another training's weights change every tenth prediction. Raises UserError where they do not.
+    """
+    path = run.folder / "released.safetensors"
+    if run.goodness is None:
+        raise UserError(f"{path}: cannot be compared: no goodness.safetensors beside it")
+    largest, moved = _apart(again, run.goodness, run.row.evaluation.vote)
+    if moved > MOVED * len(again):
+        what = f"{moved} of {len(again)} predictions differ from the run's goodness"
+        raise UserError(f"{path}: broken link: {what}: more than rounding ({100 * MOVED:g} %)")
+    return (
+        f"{moved} of {len(again)} predictions differ from the run's own, in goodness.safetensors; goodness within "
+        f"{100 * largest:.2g} %"
+    )
 
 
 def _precision(table: Tensor, half: Tensor, full: Tensor, vote: str, pairs: int) -> Rung:
@@ -355,8 +421,7 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
     )
     if here:
         raise UserError(f"{path}: broken link: not the goodness of these weights")
-    moved = int((evaluation.predictions(again, vote) != evaluation.predictions(table, vote)).sum())
-    largest = float(((again - table).abs() / table.abs().clamp(min=table.abs().mean().item())).max())
+    largest, moved = _apart(again, table, vote)
     if not (largest <= allowed and moved <= MOVED * len(table)):
         raise UserError(
             f"{path}: broken link: up to {100 * largest:.3g} % off the goodness of these weights, {moved} predictions "
@@ -364,8 +429,56 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
         )
     return Rung(
         "goodness",
-        f"from the weights within {100 * largest:.2g} % (evaluated on another machine); {moved} predictions differ",
+        f"from the weights within {100 * largest:.2g} % (evaluated on another machine or by another version); "
+        f"{moved} predictions differ",
     )
+
+
+def _apart(again: Tensor, table: Tensor, vote: str) -> tuple[float, int]:
+    """(largest difference of two goodness tables, as `ROUNDING` counts it; number of predictions that differ)."""
+    moved = int((evaluation.predictions(again, vote) != evaluation.predictions(table, vote)).sum())
+    return float(((again - table).abs() / table.abs().clamp(min=table.abs().mean().item())).max()), moved
+
+
+def _told(run: Run, own: Tensor, labels: Tensor, here: bool) -> Rung:
+    """Judge the metrics by the weights alone, where their goodness table has other bits than here and is not shown."""
+    path, told = run.folder / "metrics.json", run.metrics
+    if here:
+        raise UserError(f"{path}: broken link: goodness_table is not of these weights")
+    mine = evaluation.metrics(own, labels, run.row.evaluation.vote)
+    if any(told[name] != mine[name] for name in ("vote", "images")) or _told_in(told).keys() != _told_in(mine).keys():
+        raise UserError(f"{path}: broken link: of another vote, other blocks or other images than the row's")
+    off = {name: abs(value - _told_in(mine)[name]) for name, value in _told_in(told).items()}
+    for name, points in off.items():
+        allowed = MOVED if name == "accuracy" else max(MOVED, ROUNDING[run.row.evaluated_in])
+        if points > 100 * allowed + 1e-9:
+            raise UserError(
+                f"{path}: broken link: {name} is {points:.2f} points off what the weights give: more than another "
+                f"machine's rounding ({100 * allowed:g} points)"
+            )
+    text = "goodness.safetensors not published, and other bits here than metrics.json names"
+    return Rung("goodness", f"{text}; its accuracies are within {max(off.values()):.2f} points", None)
+
+
+def _told_in(metrics: dict[str, Any]) -> dict[str, float]:
+    """Every accuracy in metrics, by its name."""
+    each = {f"{kind} {name}": value for kind in ("blocks", "votes") for name, value in metrics[kind].items()}
+    return {"accuracy": metrics["accuracy"], **each}
+
+
+def declared(run: Run, params: Params) -> Rung:
+    """Whether params.yaml has the run's row. Raises UserError where it has another one of that name."""
+    name = run.facts["experiment"]
+    if name not in params.experiments:
+        return Rung(
+            "row", f"{name} is not in params.yaml: parameters, seeds and rule are what experiment.json says", None
+        )
+    if params.experiments[name] != run.row:
+        raise UserError(
+            f"{run.folder.parent / 'experiment.json'}: broken link: another row than {name} in params.yaml; "
+            "a run of other parameters, or another rule"
+        )
+    return Rung("row", f"{name}, as in params.yaml")
 
 
 def _self_repeat(row: Experiment, device: torch.device) -> Rung:
@@ -391,6 +504,8 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
             continue
         pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
         apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
+        if apart is None and all(other[name] == facts[name] for name in ("started", "ended", "history")):
+            return Rung("bitwise", "the committed record itself, copied: its times and its history are the same", None)
         if apart is None:
             return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
         return Rung("bitwise", f"differs from the committed record from epoch {apart} on", False)
@@ -438,14 +553,10 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     splits, code = None, 0
     for folder in runs_of(path):
         run = read(folder)
-        name = run.facts["experiment"]
-        if name in params.experiments and params.experiments[name] != run.row:
-            raise UserError(
-                f"{folder.parent / 'experiment.json'}: broken link: another row than {name} in params.yaml; "
-                "a run of other parameters, or another rule"
-            )
+        name, row = run.facts["experiment"], declared(run, params)
         splits = splits or data(run.row)
         print(f"{name}, seed {run.facts['seed']}")
+        _print(row)
         committed = project.committed_records(name)
         accuracies.append(None)
         for rung in ladder(run, splits, committed, device):

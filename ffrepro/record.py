@@ -226,11 +226,12 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
 
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """One line a row under the first row's keys."""
+    """One line a row under all rows' keys, empty where a row lacks one."""
+    keys = dict.fromkeys(key for row in rows for key in row)
 
     def writer(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0], lineterminator="\n")
+            table = csv.DictWriter(file, keys, lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
 
@@ -238,10 +239,14 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 DEEP = 32  # levels that a JSON file may have: ours have five, and Python's recursion would end at some hundred
+WRITE, AGAIN = "run the stage that writes it (`dvc repro`)", "delete it and run again"
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError in one line when the file is missing or is not JSON as `write_json` writes it."""
+def read_json(path: Path, remedy: str = "") -> Any:
+    """Raises UserError in one line when the file is missing or is not JSON as `write_json` writes it.
+
+    remedy: what to do about it, instead of running the stage that writes it.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         level = [content]
@@ -252,10 +257,11 @@ def read_json(path: Path) -> Any:
             raise RecursionError
         return content
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
+        raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
     except (ValueError, OSError, RecursionError) as error:
         why = f"nested more than {DEEP} deep" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: not JSON ({why}); delete it and run the stage that writes it again") from None
+        remedy = remedy or "delete it and run the stage that writes it again"
+        raise UserError(f"{path}: not JSON ({why}); {remedy}") from None
 
 
 def _no_number(word: str) -> None:
@@ -280,9 +286,12 @@ def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
     return digest
 
 
-def read_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Read what `write_tensors` wrote. Raises UserError when it is missing, damaged, or not what its header says."""
-    return _read(path, "pt", tensors_hash)
+def read_tensors(path: Path, remedy: str = "") -> dict[str, "Tensor"]:
+    """Read what `write_tensors` wrote. Raises UserError when it is missing, damaged, or not what its header says.
+
+    remedy: as in `read_json`.
+    """
+    return _read(path, "pt", tensors_hash, remedy)
 
 
 def read_arrays(path: Path) -> dict[str, "NDArray[Any]"]:
@@ -297,7 +306,7 @@ def read_arrays(path: Path) -> dict[str, "NDArray[Any]"]:
     )
 
 
-def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str], remedy: str = "") -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -305,12 +314,12 @@ def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str]) -
             said = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the stage that writes it (`dvc repro`)") from None
+        raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
     except (SafetensorError, OSError, TypeError) as error:  # NumPy has no bfloat16
         why = f"{error}"[:200]  # which may quote a name from the file, at any length
-        raise UserError(f"{path}: not a whole safetensors file ({why}); delete it and run again") from None
+        raise UserError(f"{path}: not a whole safetensors file ({why}); {remedy or AGAIN}") from None
     found = hashed(tensors)
     if found != said:
         said = said if re.fullmatch("[0-9a-f]{64}", said or "") else "what its header says"
-        raise UserError(f"{path}: damaged: its tensors hash to {found}, not to {said}; delete it and run again")
+        raise UserError(f"{path}: damaged: its tensors hash to {found}, not to {said}; {remedy or AGAIN}")
     return tensors

@@ -25,13 +25,14 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ffrepro import checkpoint as saved_state
-from ffrepro import config, data, determinism, engine, errors, evaluation, layout, record, training
+from ffrepro import config, data, determinism, devices, engine, errors, evaluation, layout, record, training
 from ffrepro.config import Experiment
 from ffrepro.data import Split
 from ffrepro.errors import UserError
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
         renamed = [{name.replace("held_out", "test"): entry[name] for name in entry} for entry in trained.history]
         trained = trained._replace(history=renamed)
     facts = _facts(options, row, trained, project)
-    table, metrics = evaluation.evaluate(trained.network, test.to(torch.device(options.device)), row)
+    with _faults(options):
+        table, metrics = evaluation.evaluate(trained.network, test.to(_device(options)), row)
     record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
     tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}
     file = io.BytesIO()
@@ -87,19 +89,28 @@ def attempt(options: argparse.Namespace) -> int:
     trained = _train(options, row, train, held_out, deadline)
     if trained is None:
         return PAUSED
-    device = torch.device(options.device)
-    train, held_out = train.to(device), held_out.to(device)
-    found = {"held_out": _judged(trained, held_out, row)}
-    after = row.training.epochs  # an epoch's draws that no epoch had
-    draws = engine.draw(row, options.seed, after, len(train.labels)).to(device)
-    evaluation.restate(trained.network, train, row, draws)
-    found["held_out_restated"] = _judged(trained, held_out, row)
+    device, after = _device(options), row.training.epochs  # an epoch's draws that no epoch had
+    with _faults(options):
+        train, held_out = train.to(device), held_out.to(device)
+        found = {"held_out": _judged(trained, held_out, row)}
+        draws = engine.draw(row, options.seed, after, len(train.labels)).to(device)
+        evaluation.restate(trained.network, train, row, draws)
+        found["held_out_restated"] = _judged(trained, held_out, row)
     facts = _facts(options, row, trained, project)
     record.write_sealed({**facts, "set": dict(options.values), **found}, options.out / "try.json")
     _checkpoint(options, row).unlink(missing_ok=True)
     own, restated = (metrics["accuracy"] for metrics in found.values())
     say(f"complete: {own:.2f} % of {options.held_out} held-out images, {restated:.2f} % with statistics computed anew")
     return 0
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    """Where to compute. Raises MachineError for CUDA where there is none."""
+    return devices.choose(options.device)
+
+
+def _faults(options: argparse.Namespace, row: Experiment | None = None) -> AbstractContextManager[None]:
+    return devices.faults(f"{options.row}-{options.seed}", _device(options), row)
 
 
 def _judged(trained: Trained, held_out: Split, row: Experiment) -> dict[str, Any]:
@@ -127,7 +138,7 @@ def _train(
 ) -> Trained | None:
     """Train on from the checkpoint; None where the time is up before the last epoch. deadline: by `time.monotonic`."""
     determinism.switch_on(fast=options.fast)
-    device, checkpoint = torch.device(options.device), _checkpoint(options, row)
+    device, checkpoint = _device(options), _checkpoint(options, row)
     history: list[dict[str, Any]] = []
 
     def finished(entry: dict[str, Any]) -> None:
@@ -138,15 +149,16 @@ def _train(
             raise Pause
 
     try:
-        return training.train(
-            row,
-            options.seed,
-            train.to(device),
-            watched.to(device) if watched is not None else None,
-            checkpoint=checkpoint,
-            say=say,
-            finished=finished,
-        )
+        with _faults(options, row):
+            return training.train(
+                row,
+                options.seed,
+                train.to(device),
+                watched.to(device) if watched is not None else None,
+                checkpoint=checkpoint,
+                say=say,
+                finished=finished,
+            )
     except Pause:
         record.write_csv(history, options.out / "history-of-this-piece.csv")
         record.write_json(saved_state.read(checkpoint, torch.device("cpu"))["chain"], options.out / "chain.json")
@@ -165,15 +177,23 @@ def bring(options: argparse.Namespace) -> int:
     from ffrepro import proof  # with the statistics' libraries, which the borrowed machine need not have
 
     project, source = layout.Layout(layout.find().root, options.runs), options.folder
+    if not project.experiment(options.row).exists():
+        where = "" if options.runs == "runs" else f" {options.runs}"
+        raise UserError(
+            f"{options.runs}/{options.row}: no experiment.json there; python -m pipelines.check {options.row}{where}"
+        )
     row, folder = config.read_experiment(project.experiment(options.row)), project.run(options.row, options.seed)
     if missing := [name for name in KEPT if not (source / name).is_file()]:
         raise UserError(f"{source}: no {missing[0]} there; bring the whole folder of a complete training")
     facts, metrics = (record.read_json(source / name) for name in ("record.json", "metrics.json"))
-    found = {"experiment": facts.get("experiment"), "seed": facts.get("seed"), "parameters": facts.get("parameters")}
+    for name, content in {"record.json": facts, "metrics.json": metrics}.items():
+        if not isinstance(content, dict):
+            raise UserError(f"{source / name}: not what a training writes; bring the whole folder again")
     parameters = record.text_hash(config.training_parameters(row))
     for name, mine in {"experiment": options.row, "seed": options.seed, "parameters": parameters}.items():
-        if found[name] != mine:
-            raise UserError(f"{source}/record.json: {name} is {found[name]!r}, not {mine!r}; it is of another run")
+        if (found := facts.get(name)) != mine:
+            given = config.plain(repr(found))
+            raise UserError(f"{source / 'record.json'}: {name} is {given}, not {mine!r}; it is of another run")
     parts = sorted(source.glob("tensors-*"))
     if not parts:
         raise UserError(
@@ -181,10 +201,10 @@ def bring(options: argparse.Namespace) -> int:
         )
     try:
         tensors = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
+        hashes = record.tensors_hash(tensors["weights"]), record.tensors_hash({"goodness": tensors["goodness"]})
     except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
         raise UserError(f"{source}: tensors-*: not whole ({type(error).__name__}); bring all parts again") from None
-    table = record.tensors_hash({"goodness": tensors["goodness"]})
-    if (record.tensors_hash(tensors["weights"]), table) != (facts.get("weights"), metrics.get("goodness_table")):
+    if hashes != (facts.get("weights"), metrics.get("goodness_table")):
         raise UserError(f"{source}: weights, metrics.json and record.json are not of one training; bring all again")
     with tempfile.TemporaryDirectory(prefix=".brought-", dir=folder.parents[1]) as scratch:
         # read there, as a run with its row beside it, before anything takes the place of what is here
@@ -203,6 +223,13 @@ def bring(options: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     print(line, flush=True)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 up, for argparse."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
 
 
 def setting(text: str) -> tuple[str, object]:
@@ -224,7 +251,7 @@ def main(*arguments: str) -> int:
     there.set_defaults(command=run)
     there.add_argument(
         "--curve",
-        type=int,
+        type=natural,
         default=0,
         metavar="IMAGES",
         help="accuracy of the first so many test images after each epoch, as a diagnostic",
@@ -243,7 +270,7 @@ def main(*arguments: str) -> int:
     )
     for command in (there, choosing):
         command.add_argument("row")
-        command.add_argument("seed", type=int)
+        command.add_argument("seed", type=natural)
         command.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
         command.add_argument("--out", type=Path, required=True, help="folder that comes back")
         command.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
@@ -254,7 +281,7 @@ def main(*arguments: str) -> int:
     home.set_defaults(command=bring)
     home.add_argument("folder", type=Path)
     home.add_argument("row")
-    home.add_argument("seed", type=int)
+    home.add_argument("seed", type=natural)
     home.add_argument("--runs", default="runs", help="runs, or results for a reference (default: runs)")
     options = parser.parse_args(arguments)
     code: int = options.command(options)

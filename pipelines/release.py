@@ -5,6 +5,7 @@ released.safetensors, where numbers with a fraction are float16: half the size, 
 --weights released` says what that changed; the record's hash is of the weights before it.
 """
 
+import argparse
 import sys
 
 from ffrepro import config, errors, layout, proof, record
@@ -14,10 +15,15 @@ from ffrepro.layout import Layout
 KEPT = ("history.csv", "record.json", "metrics.json", "goodness.safetensors")
 
 
-def main(name: str, seed: str) -> None:
+def main(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.release", description=__doc__.partition("\n")[0])
+    parser.add_argument("row")
+    parser.add_argument("seed", type=int)
+    options = parser.parse_args(arguments)
+    name, seed = options.row, options.seed
     here = layout.find()
     there = Layout(here.root, "results")
-    run = proof.read(here.run(name, int(seed)))
+    run = proof.read(here.run(name, seed))
     if run.weights is None:
         raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")
     released = {key: t.half() if t.is_floating_point() else t for key, t in run.weights.items()}
@@ -25,10 +31,10 @@ def main(name: str, seed: str) -> None:
     if infinite:
         raise UserError(f"{run.folder}: {infinite[0]} does not fit into float16; publish weights.safetensors itself")
     record.write_text(config.canonical(run.row), there.experiment(name))
-    folder = there.run(name, int(seed))
+    folder = there.run(name, seed)
     for file in KEPT:
         record.write_bytes((run.folder / file).read_bytes(), folder / file)
-    record.write_tensors(released, there.released(name, int(seed)))
+    record.write_tensors(released, there.released(name, seed))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipelines.away import PART, PAUSED
 
@@ -213,6 +214,58 @@ def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
     assert len(done.stderr.splitlines()) == 1
     assert says in done.stderr
     assert not (shrunken.root / "runs" / "digits" / seed).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["run", "digits", "-3"], "argument seed: '-3' is no whole number from 0 up"),
+        (["run", "digits", "0", "--curve", "-5"], "argument --curve: '-5' is no whole number from 0 up"),
+        (["run", "mnist", "0"], "mnist/experiment.json: no such file"),
+        (
+            ["bring", "out", "digits", "0", "--runs", "other"],
+            "no experiment.json there; python -m pipelines.check digits",
+        ),
+        (["bring", "nowhere", "digits", "0"], "nowhere: no history.csv there"),
+    ],
+)
+def test_a_mistake_of_the_command_is_a_line(shrunken, given, says):
+    folders = ["--scratch", "scratch", "--out", "out", "--device", "cpu"] if given[0] == "run" else []
+    done = away(shrunken, *given, *folders, absent=())
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(shrunken):
+    # scikit-learn holds the digits, so it is there, and SciPy with it
+    given = ("run", "digits", "0", "--scratch", "scratch", "--out", "out")
+    done = away(shrunken, *given, absent=set(NOT_THERE) - {"sklearn", "scipy"})
+    assert done.returncode == 5
+    assert done.stderr == "ffrepro: device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu\n"
+    assert not (shrunken.root / "out").exists()
+
+
+def test_files_of_another_shape_are_refused_in_one_line(shrunken):
+    _, out = pieces(shrunken, "digits", 0, "--minutes", "9", absent=())
+    bring = ("python", "-m", "pipelines.away", "bring", "out", "digits", "0")
+    for name in ("record.json", "metrics.json"):
+        content = (out / name).read_text()
+        for text in ("[]", "null", "7"):
+            (out / name).write_text(text)
+            done = shrunken.run(*bring)
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+            assert f"{name}: not what a training writes; bring the whole folder again" in done.stderr
+        (out / name).write_text(content)
+    for path in out.glob("tensors-*"):
+        path.unlink()
+    for tensors in ({"weights": {}}, [], {"weights": {"w": 1}, "goodness": None}):
+        torch.save(tensors, out / "tensors-00")
+        done = shrunken.run(*bring)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert "tensors-*: not whole" in done.stderr
+    assert not (shrunken.root / "runs" / "digits" / "0").exists()
 
 
 def test_what_is_refused_leaves_the_run_that_is_here(shrunken):

@@ -189,7 +189,7 @@ def test_rounding_of_another_machine_passes_and_what_counts_is_computed_here(run
     honest = proof.read(runs[0]).metrics["accuracy"]
     elsewhere(runs, trained, lambda table, _: table.mul_(1.0005))
     rungs = climb(runs[0], trained)
-    assert rungs["goodness"].found.startswith("from the weights within 0.05 % (evaluated on another machine)")
+    assert rungs["goodness"].found.startswith("from the weights within 0.05 % (evaluated on another machine or by")
     assert rungs["metrics"].accuracy == honest
 
 
@@ -237,7 +237,48 @@ def test_without_the_goodness_file_the_weights_tell(runs, trained):
     assert rungs["goodness"].holds
     assert rungs["metrics"].accuracy == proof.read(runs[0]).metrics["accuracy"]
     reseal(runs[0] / "metrics.json", goodness_table="0" * 64)
-    assert climb(runs[0], trained)["goodness"].holds is None
+    assert broken(runs[0], trained).endswith("metrics.json: broken link: goodness_table is not of these weights")
+
+
+@pytest.mark.parametrize("where", [{"environment": {"device": "another"}}, {"code": "0" * 64}])
+def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_the_weights_give(runs, trained, where):
+    (runs[0] / "goodness.safetensors").unlink()
+    reseal(runs[0] / "metrics.json", **where, goodness_table="0" * 64)
+    honest = proof.read(runs[0]).metrics
+    rungs = climb(runs[0], trained)
+    assert rungs["goodness"].holds is None
+    assert rungs["goodness"].found.endswith("its accuracies are within 0.00 points")
+    assert rungs["metrics"].accuracy == honest["accuracy"]
+    image = 100 / 360
+    for changed, says in (
+        ({"accuracy": honest["accuracy"] + 2 * image}, "accuracy is 0.56 points off what the weights give: more than"),
+        ({"accuracy": 99.9}, "accuracy is "),
+        ({"blocks": {**honest["blocks"], "2": 0.0}}, "blocks 2 is "),
+        ({"votes": {**honest["votes"], "all": 101.0}}, "votes all is "),
+        ({"blocks": {"1": honest["blocks"]["1"]}}, "of another vote, other blocks or other images than the row's"),
+        ({"vote": "all"}, "of another vote, other blocks or other images than the row's"),
+    ):
+        reseal(runs[0] / "metrics.json", **{**honest, **changed})
+        assert f"metrics.json: broken link: {says}" in broken(runs[0], trained)
+    reseal(runs[0] / "metrics.json", **{**honest, "accuracy": honest["accuracy"] - image})
+    assert climb(runs[0], trained)["goodness"].found.endswith("within 0.28 points")
+
+
+def test_a_run_evaluated_by_other_code_is_not_held_to_bits(runs, trained):
+    """Evaluation changed and training did not: the goodness of an honest run is rounded in another way now."""
+    table = proof.read(runs[0]).goodness * 1.0005
+    digest = record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
+    values = evaluation.metrics(table, splits(trained)[1].labels, "last")
+    path = runs[0] / "metrics.json"
+    reseal(path, **values, goodness_table=digest)
+    assert "goodness.safetensors: broken link: not the goodness of these weights" in broken(runs[0], trained)
+    reseal(path, code="0" * 64)
+    assert climb(runs[0], trained)["goodness"].found.startswith("from the weights within 0.05 %")
+    older = {name: value for name, value in record.read_json(path).items() if name != "code"}
+    record.write_sealed(older, path)  # as long as the training's code is this one, so is the evaluation's
+    assert "goodness.safetensors: broken link: not the goodness of these weights" in broken(runs[0], trained)
+    rechain(runs[0], {}, code="0" * 64)
+    assert climb(runs[0], trained)["goodness"].found.startswith("from the weights within 0.05 %")
 
 
 def test_without_weights_nothing_is_more_than_told(runs, trained):
@@ -331,6 +372,9 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     shutil.copytree(runs[0].parent, reference.parent)
     path = reference / "record.json"
     found = climb(runs[0], trained, [path])["bitwise"]
+    assert (found.found.partition(",")[0], found.holds) == ("the committed record itself", None)
+    reseal(path, started="2020-01-01T00:00:00+00:00")  # a training of its own took its own time
+    found = climb(runs[0], trained, [path])["bitwise"]
     assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
     assert climb(runs[0], trained, [runs[0] / "record.json"])["bitwise"].holds is None  # no run is its own reference
     rechain(reference, {2: ("0" * 64, "0" * 64)})
@@ -348,6 +392,13 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
         ("record.json", {"seed": "0"}, "no record: seed: Input should be a valid integer"),
         ("record.json", {"more": 1}, "no record: more: Extra inputs are not permitted"),
         ("record.json", {"started": "yesterday"}, "no record: started: "),
+        ("record.json", {"experiment": "di**gits"}, "no record: experiment: String should match pattern"),
+        ("record.json", {"experiment": "digits\n  ok bitwise: all"}, "no record: experiment: String should match"),
+        ("record.json", {"experiment": "\x1b[2Jdigits"}, "no record: experiment: String should match pattern"),
+        ("record.json", {"seed": -1}, "no record: seed: "),
+        ("record.json", {"seconds": -1.0}, "no record: seconds: "),
+        ("record.json", {"joules": -1.0}, "no record: joules: "),
+        ("metrics.json", {"code": "none"}, "no metrics: code: "),
         ("metrics.json", {"accuracy": None}, "no metrics: accuracy: "),
         ("metrics.json", {"blocks": {"1": "much"}}, "no metrics: blocks.1: "),
     ],
@@ -355,6 +406,32 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
 def test_a_record_of_another_shape_sealed_anew(runs, trained, name, change, says):
     reseal(runs[0] / name, **change)
     assert says in broken(runs[0], trained)
+
+
+@pytest.mark.parametrize("name", ["0/record.json", "0/metrics.json", "experiment.json"])
+def test_other_line_ends_are_found(runs, trained, name):
+    path = runs[0].parent / name
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert f"{path.name}: broken link: " in broken(runs[0], trained)
+
+
+def test_a_history_that_is_not_of_the_record(runs, trained):
+    path, honest = runs[0] / "history.csv", (runs[0] / "history.csv").read_text()
+    lines = honest.splitlines(keepends=True)
+    epoch, seconds, rest = lines[2].split(",", 2)
+    for content, says in (
+        ("".join(lines[:-1]), "history.csv: broken link: 2 epochs, the chain has 3"),
+        ("".join([*lines[:2], *lines[3:]]), "history.csv: not a history (no epochs in order, from 1 on)"),
+        ("nonsense", "history.csv: not a history ("),
+        (honest.replace(f"\n{epoch},{seconds},", f"\n{epoch},{float(seconds) + 1},"), "seconds that do not add up to"),
+        (honest.replace(f"\n{epoch},{seconds},", f"\n{epoch},nan,"), "seconds that do not add up to"),
+        (honest.replace("\n", ",7.0\n").replace(",7.0\n", ",joules\n", 1), "joules that do not add up to"),
+    ):
+        path.write_text(content)
+        reseal(runs[0] / "record.json", history=record.file_hash(path))
+        assert says in broken(runs[0], trained)
+        path.write_text(honest)
+    del rest
 
 
 def test_a_file_that_is_no_record(runs, trained):
@@ -381,11 +458,69 @@ def test_a_cpu_repeats_few_images_of_a_row_that_needs_a_gpu(row):
 def test_the_command_climbs_all_seeds_of_a_row(home):
     done = verify(home, "runs/digits/1/record.json")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("digits, seed 1\n  ok record: sealed, of digits, seed 1")
+    assert done.stdout.startswith(
+        "digits, seed 1\n  ok row: digits, as in params.yaml\n  ok record: sealed, of digits, seed 1"
+    )
     assert "statistics: told of a row's folder with all its declared seeds (0, 1, 2)" in done.stdout
     done = verify(home, "runs/digits")
     assert done.returncode == 0
     assert "digits, seed 0\n" in done.stdout
+
+
+def test_a_row_that_params_yaml_does_not_have_is_told_of(home, tmp_path):
+    shutil.copytree(home.root / "runs", tmp_path / "runs")
+    for folder in (tmp_path / "runs" / "digits").glob("[01]"):
+        reseal(folder / "record.json", experiment="mine")
+    (tmp_path / "runs" / "digits").rename(tmp_path / "runs" / "mine")
+    done = verify(home, str(tmp_path / "runs" / "mine" / "0"))
+    assert done.returncode == 0, done.stderr
+    assert (
+        "  -- row: mine is not in params.yaml: parameters, seeds and rule are what experiment.json says\n"
+        in done.stdout
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "audit"])
+def test_a_run_of_other_parameters_under_a_declared_name_is_refused(project, home, tmp_path, command):
+    """The project's row is another one: the run was made by one of fewer epochs that took its name."""
+    shutil.copytree(home.root / "runs", tmp_path / "runs")
+    shutil.copytree(home.root / "checkpoints", tmp_path / "checkpoints")
+    given = ["--states", str(tmp_path / "checkpoints" / "digits-0")] if command == "audit" else []
+    done = project.run("ffrepro", command, str(tmp_path / "runs" / "digits" / "0"), *given)
+    assert done.returncode == 2
+    assert "experiment.json: broken link: another row than digits in params.yaml" in done.stderr
+    assert " epoch " not in done.stdout
+
+
+def test_what_is_no_run_is_refused_in_one_line(home, tmp_path):
+    alone = tmp_path / "records" / "digits-0.json"
+    alone.parent.mkdir()
+    shutil.copy(home.root / "runs" / "digits" / "0" / "record.json", alone)
+    for command in ("verify", "audit"):
+        done = home.run("ffrepro", command, str(alone))
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "digits-0.json: not in a run's folder, no record.json beside it; give a run's folder" in done.stderr
+    done = home.run("ffrepro", "audit", "runs/digits")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "digits: 2 runs there (0, 1); give the folder of one of them" in done.stderr
+    for states in ("params.yaml", "nowhere"):
+        done = home.run("ffrepro", "audit", "runs/digits/0", "--states", states)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"ffrepro: --states: given {states}: no folder there; allowed: a folder of kept states\n"
+        )
+
+
+def test_a_stray_file_beside_the_seeds_is_no_run(runs):
+    (runs[0].parent / "8").touch()
+    assert [folder.name for folder in proof.runs_of(runs[0].parent)] == ["0", "1"]
+
+
+def test_a_strangers_damaged_file_is_not_to_be_run_again(runs, trained):
+    (runs[0] / "record.json").write_text("{")
+    assert broken(runs[0], trained).endswith(
+        "; get it anew, from where the run was published or by running its stage again (`dvc repro`)"
+    )
 
 
 def test_the_command_refuses_what_is_broken_in_one_line(home, tmp_path):
@@ -520,6 +655,53 @@ def test_distance_by_hand():
     assert audit.distance(mine, theirs, start) == pytest.approx(0.5)
     assert audit.distance(start, start, start) == 0
     assert audit.distance(start, theirs, start) == float("inf")
+
+
+def test_what_is_no_number_is_far_from_everything():
+    start, honest = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    for value in ("nan", "inf", "-inf"):
+        for place in (0, 1, 2):
+            three = [honest, honest, start]
+            three[place] = {"w": torch.tensor([1.0, float(value)])}
+            assert audit.distance(*three) == float("inf")
+
+
+def test_statistics_that_are_no_numbers_hide_nothing(runs, trained):
+    """In training mode they are not read, and what is fitted to the test set in their place would pass for rounding."""
+
+    def hidden(network):
+        for name in network:
+            if "running" in name:
+                network[name].fill_(float("nan"))
+
+    forge(runs, trained, hidden)
+    torch.set_num_threads(2)  # as in another environment
+    with pytest.raises(UserError, match=r"2\.pt: broken link: .*running_\w+ in it is not finite: no training goes on"):
+        audited(runs, trained, [3])
+    with pytest.raises(UserError, match="is not finite"):
+        audited(runs, trained, [2])
+
+
+def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(runs, trained):
+    state = checkpoint.read(runs[1] / "2.pt", CPU)
+    state["network"]["blocks.0.conv.weight"].fill_(3e38)
+    torch.save(state, runs[1] / "2.pt")
+    rechain(runs[0], {2: checkpoint.hashes(state)})
+    found = audited(runs, trained, [1, 3])
+    assert found[1].holds
+    assert (found[3].holds, found[3].found) == (
+        False,
+        "cannot be trained from the state before it: a loss is no number",
+    )
+
+
+def test_an_audit_says_that_it_does_not_know_the_row(runs, trained, params, capsys):
+    run, data = proof.read(runs[0]), splits(trained)[0]
+    unknown = params.model_copy(update={"experiments": {}})
+    assert audit.report(run, unknown, data, runs[1], 1, 0, CPU) == 0
+    assert "-- row: digits is not in params.yaml" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another row than digits in params\.yaml"):
+        audit.report(run, params, data, runs[1], 1, 0, CPU)
 
 
 def test_an_optimizer_with_other_rules_is_not_taken_over(runs, trained):

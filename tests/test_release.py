@@ -1,6 +1,7 @@
 """A large run, published with its weights in float16."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -36,9 +37,55 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
 
     printed = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
     assert printed.returncode == 0, printed.stderr
-    accuracy = float(printed.stdout.removeprefix("digits-0: ").partition(" %")[0])
+    first, second = printed.stdout.splitlines()
+    accuracy = float(first.removeprefix("digits-0: ").partition(" %")[0])
     metrics = json.loads((runs / "0" / "metrics.json").read_text())
     assert abs(accuracy - metrics["accuracy"]) < 1.5  # of 360 images, rounding moves a few at most
+    assert re.fullmatch(
+        r"digits-0: [01] of 360 predictions differ from the run's own, in goodness.safetensors; goodness within .* %",
+        second,
+    )
+
+
+def test_released_weights_of_another_training_are_found(trained):
+    assert release(trained).returncode == 0
+    path = trained.root / "results" / "digits" / "0" / "released.safetensors"
+    weights = record.read_tensors(path)
+    weights["blocks.2.conv.weight"] *= 1 + 0.3 * torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    record.write_tensors(weights, path)
+    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert done.returncode == 2
+    line = (
+        r"released.safetensors: broken link: \d+ of 360 predictions differ from the run's goodness: more than rounding"
+    )
+    assert re.search(line, done.stderr)
+    path.with_name("goodness.safetensors").unlink()
+    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    path.unlink()
+    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_own_weights_that_the_record_does_not_name_are_not_evaluated(trained):
+    path = trained.root / "runs" / "digits" / "0" / "weights.safetensors"
+    weights = record.read_tensors(path)
+    weights["blocks.0.conv.weight"] *= 2
+    record.write_tensors(weights, path)
+    done = trained.run("ffrepro", "evaluate", "digits")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "weights.safetensors: broken link: not the tensors that record.json names" in done.stderr
+    path.unlink()
+    done = trained.run("ffrepro", "evaluate", "digits")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.endswith("weights.safetensors: not published\n")
+
+
+@pytest.mark.parametrize("given", [["digits", "three"], ["digits", "-3"], ["digits"], []])
+def test_a_mistake_of_the_release_is_told_without_a_traceback(project, given):
+    done = project.run("python", "-m", "pipelines.release", *given)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_weights_beyond_float16_are_not_released(trained):

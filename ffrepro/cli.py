@@ -298,7 +298,7 @@ def evaluate(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="A record, a run's folder, or a row's folder with its seeds.")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, its record.json, or a row's folder with its seeds.")],
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
@@ -352,7 +352,7 @@ def audit(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="A record, a run's folder, or a row's folder with its seeds.")],
+    path: Annotated[Path, typer.Argument(help="A run's folder, its record.json, or a row's folder with its seeds.")],
     to: Annotated[Path, typer.Option(help="A new folder.", metavar="FOLDER")],
 ) -> None:
     """Write runs as an RO-Crate (Process Run Crate) with a codecheck.yml to fill in; broken records are refused."""

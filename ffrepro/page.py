@@ -44,6 +44,7 @@ NUMERIC = {"paper (%)", "ours (%)", "difference", "seconds a seed", "blocks", "a
 """Columns that are set to the right and sorted by their first number."""
 
 LADDER = {
+    "row": "parameters, seeds and rule are those of params.yaml",
     "record, chain": "the seals, and each epoch’s link from the one before: nothing was changed, all belongs together",
     "code, data": "hashes of the modules that train and of the prepared data: this version, these images and labels",
     "initial weights": "made again from the seed: the training began where it says",

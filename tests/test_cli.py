@@ -160,7 +160,7 @@ def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
     ("options", "says"),
     [
         (("digits",), "experiment.json: no such file"),
-        (("digits", "--seed", "7"), "weights.safetensors: no such file"),
+        (("digits", "--seed", "7"), "record.json: no such file; get it anew"),
         (("digits", "--precision", "float8"), "evaluate: training.precision: given 'float8'; allowed: float32, "),
     ],
 )

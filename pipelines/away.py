@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         trained = trained._replace(history=renamed)
     facts = _facts(options, row, trained, project)
     with _faults(options):
-        table, metrics = evaluation.evaluate(trained.network, test.to(_device(options)), row)
+        table, metrics = evaluation.evaluate(trained.network, test.to(options.device), row)
     record.write_sealed({**metrics, "link": trained.chain[-1]["link"]}, options.out / "metrics.json")
     tensors = {name: value.cpu() for name, value in trained.network.state_dict().items()}
     file = io.BytesIO()
@@ -89,7 +89,7 @@ def attempt(options: argparse.Namespace) -> int:
     trained = _train(options, row, train, held_out, deadline)
     if trained is None:
         return PAUSED
-    device, after = _device(options), row.training.epochs  # an epoch's draws that no epoch had
+    device, after = options.device, row.training.epochs  # an epoch's draws that no epoch had
     with _faults(options):
         train, held_out = train.to(device), held_out.to(device)
         found = {"held_out": _judged(trained, held_out, row)}
@@ -104,13 +104,8 @@ def attempt(options: argparse.Namespace) -> int:
     return 0
 
 
-def _device(options: argparse.Namespace) -> torch.device:
-    """Where to compute. Raises MachineError for CUDA where there is none."""
-    return devices.choose(options.device)
-
-
 def _faults(options: argparse.Namespace, row: Experiment | None = None) -> AbstractContextManager[None]:
-    return devices.faults(f"{options.row}-{options.seed}", _device(options), row)
+    return devices.faults(f"{options.row}-{options.seed}", options.device, row)
 
 
 def _judged(trained: Trained, held_out: Split, row: Experiment) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def _train(
 ) -> Trained | None:
     """Train on from the checkpoint; None where the time is up before the last epoch. deadline: by `time.monotonic`."""
     determinism.switch_on(fast=options.fast)
-    device, checkpoint = _device(options), _checkpoint(options, row)
+    device, checkpoint = options.device, _checkpoint(options, row)
     history: list[dict[str, Any]] = []
 
     def finished(entry: dict[str, Any]) -> None:
@@ -274,7 +269,7 @@ def main(*arguments: str) -> int:
         command.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
         command.add_argument("--out", type=Path, required=True, help="folder that comes back")
         command.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
-        command.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+        command.add_argument("--device", type=devices.choose, default="cuda", help="cuda or cpu (default: cuda)")
         command.add_argument("--mirror", help="folder with the data set in torchvision's layout")
         command.add_argument("--fast", action="store_true", help="kernels picked by timing: quicker, not repeatable")
     home = commands.add_parser("bring", help="make a run of what came back")

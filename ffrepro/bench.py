@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ffrepro import __version__
+from ffrepro import __version__, errors
 from ffrepro.config import SHAPES, Experiment, changed
-from ffrepro.errors import UserError
+from ffrepro.errors import MachineError, UserError
 from ffrepro.report import markdown
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
             devices.keep_pages()
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # as the authors' code does
-    result = CASES[case["what"]](Experiment.model_validate(case["row"]), device, case["steps"])
+    with devices.faults("bench", device):
+        result = CASES[case["what"]](Experiment.model_validate(case["row"]), device, case["steps"])
     return result if case["what"] == "rates" else {**result, "peak_mib": peak_memory(device)}
 
 
@@ -242,8 +243,9 @@ def child(case: dict[str, Any], at_once: int = 1) -> dict[str, float]:
     command = [sys.executable, "-m", "ffrepro.bench", json.dumps(case)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
     results = [(process.communicate()[0], process.returncode) for process in processes]
-    if any(code for _, code in results):
-        raise UserError(f"bench: {case['what']} ended with exit code {max(code for _, code in results)}; see above")
+    if code := max((code for _, code in results), key=abs):
+        kind = MachineError if code == MachineError.exit_code else UserError
+        raise kind(f"bench: {case['what']} ended with exit code {code}; see above")
     found = [json.loads(text) for text, _ in results]
     return {key: sum(one[key] for one in found) for key in found[0]}
 
@@ -403,4 +405,4 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))
+    sys.exit(errors.run(lambda: print(json.dumps(measure(json.loads(sys.argv[1]))))))

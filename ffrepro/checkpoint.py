@@ -7,7 +7,7 @@ shown to them, or that they trained themselves, is the one that this training we
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -155,13 +155,31 @@ def snapshot(network: Network, adams: list[Adam], memory: Memory) -> dict[str, A
 
 
 def restore(state: dict[str, Any], network: Network, adams: list[Adam], memory: Memory) -> None:
-    """Go back to a state, in place."""
+    """Go back to a state, in place.
+
+    Raises ValueError, and what else a state that is none makes Python raise, before anything is changed: Adam takes
+    over moments of any shape, and would read and write beyond them.
+    """
+    _fits(state["network"], network.state_dict())
+    _fits(state["memory"], memory._asdict())
+    for adam, saved in zip(adams, state["optimizers"], strict=True):
+        weights = [weight for group in adam.param_groups for weight in group["params"]]
+        for place, moments in saved["state"].items():
+            weight = weights[place]
+            _fits(moments, {"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight})
     network.load_state_dict(state["network"])
     for adam, saved in zip(adams, state["optimizers"], strict=True):
         # moments and step counts only: what the optimizer does is the row's to say, not a file's
         adam.load_state_dict({"state": saved["state"], "param_groups": adam.state_dict()["param_groups"]})
-    for mine, saved in zip(memory, state["memory"].values(), strict=True):
-        mine.copy_(saved)
+    for name, mine in memory._asdict().items():
+        mine.copy_(state["memory"][name])
+
+
+def _fits(saved: Any, mine: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors have the names, shapes and types of mine."""
+    found, wanted = ({name: (value.shape, value.dtype) for name, value in of.items()} for of in (saved, mine))
+    if found != wanted:
+        raise ValueError("a state of another network")
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
@@ -193,11 +211,15 @@ def seal(state: dict[str, Any]) -> str:
     return record.text_hash(json.dumps([state[name] for name in ("key", "started", "history", "chain")]))
 
 
+def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Every tensor of a state by its place, such as network.blocks.0.conv.weight or optimizers.0.3.exp_avg."""
+    moments = [adam["state"] for adam in state["optimizers"]]
+    return dict(_tensors({"network": state["network"], "optimizers": moments, "memory": state["memory"]}))
+
+
 def hashes(state: dict[str, Any]) -> tuple[str, str]:
     """(hash of the weights, hash of the optimizers' tensors and the memory) of a checkpoint's state."""
-    moments = [adam["state"] for adam in state["optimizers"]]
-    learned = dict(_tensors({"optimizers": moments, "memory": state["memory"]}))
-    return record.tensors_hash(state["network"]), record.tensors_hash(learned)
+    return record.tensors_hash(state["network"]), record.tensors_hash(tensors({**state, "network": {}}))
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -285,8 +285,7 @@ def evaluate(
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
     test = data.load(project.data(row.data.name))[1].to(chosen)
-    folder = project.experiment(name).parent
-    for place in [folder / str(one) for one in seed] if seed else proof.runs_of(folder):
+    for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"
         with devices.faults(one, chosen):
             table, metrics = evaluation.evaluate(proof.network(run, chosen, released=released), test, row)

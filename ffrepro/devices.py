@@ -113,8 +113,8 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
         full = True
     except torch.AcceleratorError as error:
         why = str(error.args[0]).splitlines()[0]
-        remedy = "once the GPU answers again, the same command goes on from the last checkpoint"
-        raise MachineError(f"{run}: the GPU failed ({why}); {remedy}") from None
+        again = "the same command goes on from the last checkpoint" if row else "run again"
+        raise MachineError(f"{run}: the GPU failed ({why}); once the GPU answers again, {again}") from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
             raise

@@ -196,20 +196,24 @@ def bring(options: argparse.Namespace) -> int:
         )
     try:
         tensors = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
-        hashes = record.tensors_hash(tensors["weights"]), record.tensors_hash({"goodness": tensors["goodness"]})
+        weights, weights_hash = record.tensors_bytes(tensors["weights"])
+        table, table_hash = record.tensors_bytes({"goodness": tensors["goodness"]})
     except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
         raise UserError(f"{source}: tensors-*: not whole ({type(error).__name__}); bring all parts again") from None
-    if hashes != (facts.get("weights"), metrics.get("goodness_table")):
+    if (weights_hash, table_hash) != (facts.get("weights"), metrics.get("goodness_table")):
         raise UserError(f"{source}: weights, metrics.json and record.json are not of one training; bring all again")
     with tempfile.TemporaryDirectory(prefix=".brought-", dir=folder.parents[1]) as scratch:
         # read there, as a run with its row beside it, before anything takes the place of what is here
         made = Path(scratch) / options.row / str(options.seed)
         record.write_text(config.canonical(row), made.parent / "experiment.json")
-        record.write_tensors(tensors["weights"], made / "weights.safetensors")
-        record.write_tensors({"goodness": tensors["goodness"]}, made / "goodness.safetensors")
+        record.write_bytes(weights, made / "weights.safetensors")
+        record.write_bytes(table, made / "goodness.safetensors")
         for name in KEPT:
             record.write_bytes((source / name).read_bytes(), made / name)
-        proof.read(made)
+        try:
+            proof.read(made)
+        except UserError as error:
+            raise UserError(str(error).replace(str(made), str(source))) from None
         for file in sorted(made.iterdir()):
             record.write_bytes(file.read_bytes(), folder / file.name)
     print(f"{options.row}-{options.seed}: {metrics['accuracy']:.2f} %, in {options.runs}/{options.row}/{options.seed}")
@@ -225,6 +229,13 @@ def natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """A seed as params.yaml may have it, for argparse."""
+    if (number := natural(text)) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; allowed: 0 to {2**31 - 1}")
+    return number
 
 
 def setting(text: str) -> tuple[str, object]:
@@ -265,7 +276,7 @@ def main(*arguments: str) -> int:
     )
     for command in (there, choosing):
         command.add_argument("row")
-        command.add_argument("seed", type=natural)
+        command.add_argument("seed", type=seed)
         command.add_argument("--scratch", type=Path, required=True, help="folder that stays there between two calls")
         command.add_argument("--out", type=Path, required=True, help="folder that comes back")
         command.add_argument("--minutes", type=float, default=9.0, help="of one call (default: 9)")
@@ -276,10 +287,13 @@ def main(*arguments: str) -> int:
     home.set_defaults(command=bring)
     home.add_argument("folder", type=Path)
     home.add_argument("row")
-    home.add_argument("seed", type=natural)
+    home.add_argument("seed", type=seed)
     home.add_argument("--runs", default="runs", help="runs, or results for a reference (default: runs)")
     options = parser.parse_args(arguments)
-    code: int = options.command(options)
+    try:
+        code: int = options.command(options)
+    except OSError as error:  # a name too long, a folder without rights
+        raise UserError(f"{config.plain(error.filename)}: {error.strerror}") from None
     return code
 
 

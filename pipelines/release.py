@@ -11,6 +11,7 @@ import sys
 from ffrepro import config, errors, layout, proof, record
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
+from pipelines.away import seed
 
 KEPT = ("history.csv", "record.json", "metrics.json", "goodness.safetensors")
 
@@ -18,12 +19,12 @@ KEPT = ("history.csv", "record.json", "metrics.json", "goodness.safetensors")
 def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.release", description=__doc__.partition("\n")[0])
     parser.add_argument("row")
-    parser.add_argument("seed", type=int)
+    parser.add_argument("seed", type=seed)
     options = parser.parse_args(arguments)
-    name, seed = options.row, options.seed
+    name, number = options.row, options.seed
     here = layout.find()
     there = Layout(here.root, "results")
-    run = proof.read(here.run(name, seed))
+    run = proof.read(here.run(name, number))
     if run.weights is None:
         raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")
     released = {key: t.half() if t.is_floating_point() else t for key, t in run.weights.items()}
@@ -31,10 +32,10 @@ def main(*arguments: str) -> None:
     if infinite:
         raise UserError(f"{run.folder}: {infinite[0]} does not fit into float16; publish weights.safetensors itself")
     record.write_text(config.canonical(run.row), there.experiment(name))
-    folder = there.run(name, seed)
+    folder = there.run(name, number)
     for file in KEPT:
         record.write_bytes((run.folder / file).read_bytes(), folder / file)
-    record.write_tensors(released, there.released(name, seed))
+    record.write_tensors(released, there.released(name, number))
 
 
 if __name__ == "__main__":

@@ -220,6 +220,8 @@ def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
     ("given", "says"),
     [
         (["run", "digits", "-3"], "argument seed: '-3' is no whole number from 0 up"),
+        (["run", "digits", "2147483648"], "argument seed: '2147483648' is no seed; allowed: 0 to 2147483647"),
+        (["bring", "a" * 300, "digits", "0"], "File name too long"),
         (["run", "digits", "0", "--curve", "-5"], "argument --curve: '-5' is no whole number from 0 up"),
         (["run", "mnist", "0"], "mnist/experiment.json: no such file"),
         (
@@ -260,7 +262,15 @@ def test_files_of_another_shape_are_refused_in_one_line(shrunken):
         (out / name).write_text(content)
     for path in out.glob("tensors-*"):
         path.unlink()
-    for tensors in ({"weights": {}}, [], {"weights": {"w": 1}, "goodness": None}):
+    one = torch.zeros(1)
+    for tensors in (
+        {"weights": {}},
+        [],
+        {"weights": {"w": 1}, "goodness": None},
+        {"weights": one, "goodness": one},
+        {"weights": {0: one}, "goodness": one},
+        {"weights": {"w": one.to(torch.complex128)}, "goodness": one},
+    ):
         torch.save(tensors, out / "tensors-00")
         done = shrunken.run(*bring)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
@@ -278,6 +288,6 @@ def test_what_is_refused_leaves_the_run_that_is_here(shrunken):
     (out / "history.csv").write_text((out / "history.csv").read_text() + "4,1\n")
     done = shrunken.run(*bring)
     assert done.returncode == 2
-    assert "history.csv: broken link: not the history that record.json names" in done.stderr
+    assert "out/history.csv: broken link: not the history that record.json names" in done.stderr
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert {file.name for file in folder.parents[1].iterdir()} == {"digits"}

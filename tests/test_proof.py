@@ -373,8 +373,12 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     path = reference / "record.json"
     found = climb(runs[0], trained, [path])["bitwise"]
     assert (found.found.partition(",")[0], found.holds) == ("the committed record itself", None)
-    reseal(path, started="2020-01-01T00:00:00+00:00")  # a training of its own took its own time
-    found = climb(runs[0], trained, [path])["bitwise"]
+    reseal(path, started="2020-01-01T00:00:00+00:00")
+    assert climb(runs[0], trained, [path])["bitwise"].holds is None  # nor does another clock make another training
+    copy = reference.parent / "copy.json"
+    shutil.copy(path, copy)
+    reseal(path, history="0" * 64)  # a training of its own took its own time
+    found = climb(runs[0], trained, [copy, path])["bitwise"]
     assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
     assert climb(runs[0], trained, [runs[0] / "record.json"])["bitwise"].holds is None  # no run is its own reference
     rechain(reference, {2: ("0" * 64, "0" * 64)})
@@ -399,6 +403,7 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
         ("record.json", {"seconds": -1.0}, "no record: seconds: "),
         ("record.json", {"joules": -1.0}, "no record: joules: "),
         ("metrics.json", {"code": "none"}, "no metrics: code: "),
+        ("metrics.json", {"images": 10**400}, "no metrics: images: "),
         ("metrics.json", {"accuracy": None}, "no metrics: accuracy: "),
         ("metrics.json", {"blocks": {"1": "much"}}, "no metrics: blocks.1: "),
     ],
@@ -509,6 +514,53 @@ def test_what_is_no_run_is_refused_in_one_line(home, tmp_path):
         assert done.stderr == (
             f"ffrepro: --states: given {states}: no folder there; allowed: a folder of kept states\n"
         )
+
+
+def test_goodness_so_large_that_its_mean_overflows_hides_nothing(runs, trained):
+    def huge(table, labels):
+        true = torch.nn.functional.one_hot(labels, 10).bool()
+        table[..., :2] = torch.where(true, 3e38, 0.0).unsqueeze(2)
+
+    elsewhere(runs, trained, huge)
+    assert "off the goodness of these weights, 0 predictions differ: more than another" in broken(runs[0], trained)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex64, torch.bool])
+def test_weights_of_another_type_are_refused(runs, trained, kind):
+    path = runs[0] / "weights.safetensors"
+    digest = record.write_tensors({name: value.to(kind) for name, value in record.read_tensors(path).items()}, path)
+    link = record.read_json(runs[0] / "record.json")["chain"][-1]
+    rechain(runs[0], {3: (digest, link["optimizer"])}, weights=digest)
+    assert f"weights.safetensors: broken link: embedding.weight is {kind}, not torch.float32" in broken(
+        runs[0], trained
+    )
+
+
+def test_a_title_is_no_part_of_what_was_trained(runs, trained):
+    run = proof.read(runs[0])
+    params = config.Params(
+        seeds=(0,), experiments={"digits": run.row.model_copy(update={"title": "The same in other words"})}
+    )
+    assert proof.declared(run, params).holds
+    other = config.changed(run.row, {"verdict.margin": run.row.verdict.margin + 1})
+    with pytest.raises(UserError, match=r"another row than digits in params\.yaml"):
+        proof.declared(run, config.Params(seeds=(0,), experiments={"digits": other}))
+
+
+def test_a_rows_folder_may_be_a_link(runs, trained, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target = runs[0].parent.rename(tmp_path / "elsewhere" / "job17")
+    runs[0].parent.symlink_to(target)
+    folders = proof.runs_of(runs[0].parent)
+    assert [proof.read(folder).facts["seed"] for folder in folders] == [0, 1]
+
+
+def test_a_name_that_cannot_be_printed_is_refused_in_one_line(runs, tmp_path):
+    folder = (tmp_path / "x\nffrepro: ok all holds\n\x1b[2J").resolve()
+    shutil.copytree(runs[0].parent, folder / "digits")
+    with pytest.raises(UserError, match="cannot be printed; rename it") as error:
+        proof.runs_of(folder / "digits")
+    assert str(error.value).isprintable()
 
 
 def test_a_stray_file_beside_the_seeds_is_no_run(runs):
@@ -676,10 +728,74 @@ def test_statistics_that_are_no_numbers_hide_nothing(runs, trained):
 
     forge(runs, trained, hidden)
     torch.set_num_threads(2)  # as in another environment
-    with pytest.raises(UserError, match=r"2\.pt: broken link: .*running_\w+ in it is not finite: no training goes on"):
-        audited(runs, trained, [3])
-    with pytest.raises(UserError, match="is not finite"):
+    found = audited(runs, trained, [2, 3])
+    assert [one.holds for one in found.values()] == [False, False]
+    assert "weights and statistics off by inf % of their movement (50 % allowed)" in found[2].found
+    assert found[3].found == (
+        "cannot be trained again: network.blocks.0.norm.running_mean in the state before it is not finite"
+    )
+
+
+def test_an_optimizer_that_walks_to_other_weights_by_itself_is_found(runs, trained):
+    """Moments that carry the next epoch anywhere: the auditor's own epoch then ends there too, and follows."""
+    state = checkpoint.read(runs[1] / "2.pt", CPU)
+    for adam in state["optimizers"]:
+        for moments in adam["state"].values():
+            moments["exp_avg"].mul_(1e6)
+            moments["exp_avg_sq"].fill_(1e6)
+    torch.save(state, runs[1] / "2.pt")
+    rechain(runs[0], {2: checkpoint.hashes(state)})
+    assert not audited(runs, trained, [2])[2].holds
+    torch.set_num_threads(2)
+    found = audited(runs, trained, [2])[2]
+    assert not found.holds
+    assert "weights and statistics off by 0." in found.found  # they are honest
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("exp_avg", torch.zeros(3, 7)),  # beyond which Adam would read and write
+        ("exp_avg_sq", torch.zeros(())),
+        ("exp_avg", torch.zeros(3).to(torch.complex64)),
+        ("step", torch.zeros(5)),
+        ("exp_avg", None),
+        ("memory", torch.zeros(1)),
+        ("memory", None),
+        ("network", torch.tensor([0])),
+        ("network", torch.bool),
+        ("network", torch.float64),
+        ("network", torch.complex64),
+        ("network", torch.float8_e4m3fn),
+    ],
+)
+def test_a_state_of_other_shapes_and_types_is_refused_before_it_is_used(runs, trained, what, value):
+    state = checkpoint.read(runs[1] / "2.pt", CPU)
+    if what == "memory":
+        state["memory"]["images"] = value
+    elif what == "network":
+        network = state["network"]
+        name = "blocks.1.conv.weight"
+        state["network"] = value if isinstance(value, torch.Tensor) else {**network, name: network[name].to(value)}
+    else:
+        for adam in state["optimizers"]:
+            for moments in adam["state"].values():
+                moments[what] = value
+    torch.save(state, runs[1] / "2.pt")
+    rechain(runs[0], {2: checkpoint.hashes(state)})
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with pytest.raises(UserError, match=r"2\.pt: not a state of this row's network"):
+            audited(runs, trained, [3])
+    with pytest.raises(UserError, match=r"2\.pt: not a state of this row's network"):
         audited(runs, trained, [2])
+
+
+def test_what_differs_in_the_same_environment_is_named(runs, trained):
+    link = record.read_json(runs[0] / "record.json")["chain"][1]
+    rechain(runs[0], {2: (link["weights"], "0" * 64)})
+    found = audited(runs, trained, [2])[2]
+    assert found.found == f"other bits in the same environment: optimizer {link['optimizer'][:12]}, not 000000000000"
 
 
 def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(runs, trained):
@@ -691,7 +807,7 @@ def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(run
     assert found[1].holds
     assert (found[3].holds, found[3].found) == (
         False,
-        "cannot be trained from the state before it: a loss is no number",
+        "cannot be trained again: a loss is no number",
     )
 
 

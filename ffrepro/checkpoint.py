@@ -158,21 +158,30 @@ def restore(state: dict[str, Any], network: Network, adams: list[Adam], memory: 
     """Go back to a state, in place.
 
     Raises ValueError, and what else a state that is none makes Python raise, before anything is changed: Adam takes
-    over moments of any shape, and would read and write beyond them.
+    over moments of any shape and layout, and would read and write beyond them.
     """
     _fits(state["network"], network.state_dict())
     _fits(state["memory"], memory._asdict())
-    for adam, saved in zip(adams, state["optimizers"], strict=True):
-        weights = [weight for group in adam.param_groups for weight in group["params"]]
-        for place, moments in saved["state"].items():
-            weight = weights[place]
-            _fits(moments, {"step": torch.tensor(0.0), "exp_avg": weight, "exp_avg_sq": weight})
+    learned = [_moments(adam, saved["state"]) for adam, saved in zip(adams, state["optimizers"], strict=True)]
     network.load_state_dict(state["network"])
-    for adam, saved in zip(adams, state["optimizers"], strict=True):
+    for adam, moments in zip(adams, learned, strict=True):
         # moments and step counts only: what the optimizer does is the row's to say, not a file's
-        adam.load_state_dict({"state": saved["state"], "param_groups": adam.state_dict()["param_groups"]})
+        adam.load_state_dict({"state": moments, "param_groups": adam.state_dict()["param_groups"]})
     for name, mine in memory._asdict().items():
         mine.copy_(state["memory"][name])
+
+
+def _moments(adam: Adam, saved: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """Copies of an optimizer's saved moments and step counts, laid out in memory like its weights."""
+    weights = [weight for group in adam.param_groups for weight in group["params"]]
+    copies = {}
+    for place, moments in saved.items():
+        mine = {"step": torch.tensor(0.0), "exp_avg": weights[place], "exp_avg_sq": weights[place]}
+        _fits(moments, mine)
+        copies[place] = {
+            name: torch.empty_like(mine[name], device=value.device).copy_(value) for name, value in moments.items()
+        }
+    return copies
 
 
 def _fits(saved: Any, mine: Mapping[str, Tensor]) -> None:

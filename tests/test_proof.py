@@ -791,6 +791,24 @@ def test_a_state_of_other_shapes_and_types_is_refused_before_it_is_used(runs, tr
         audited(runs, trained, [2])
 
 
+def test_moments_laid_out_in_another_way_are_used_as_what_they_are(runs, trained):
+    """One number under the strides of many, of which Adam would read and write the rest, wherever that lies."""
+
+    def changed(layout):
+        state = checkpoint.read(runs[1] / "2.pt", CPU)
+        for adam in state["optimizers"]:
+            for moments in adam["state"].values():
+                moments["exp_avg"] = layout(moments["exp_avg"])
+        torch.save(state, runs[1] / "2.pt")
+        rechain(runs[0], {2: checkpoint.hashes(state)})
+        return audited(runs, trained, [3])[3]
+
+    assert changed(
+        lambda values: values.transpose(0, -1).contiguous().transpose(0, -1)
+    ).holds  # the same in another order
+    assert not changed(lambda values: values.flatten()[:1].clone().expand(values.shape)).holds
+
+
 def test_what_differs_in_the_same_environment_is_named(runs, trained):
     link = record.read_json(runs[0] / "record.json")["chain"][1]
     rechain(runs[0], {2: (link["weights"], "0" * 64)})

@@ -72,3 +72,13 @@ def test_a_wrong_option_is_one_line_before_anything_is_measured(project):
     done = project.run("ffrepro", "bench", "digits", "--batch", "100000")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("ffrepro: bench: training.batch: given 100000; allowed: a whole number, at least 2")
+
+
+def test_memory_that_is_not_there_is_a_line_of_the_measurement_and_one_of_the_command(project):
+    project.edit("ffrepro/network.py", "return conv2d(x, weight, padding=1)", "return torch.empty(1 << 60)")
+    done = project.run("ffrepro", "bench", "digits", "--rounds", "1", "--steps", "2", "--device", "cpu")
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.splitlines() == [
+        "ffrepro: bench: out of memory on cpu; free some and run again",
+        "ffrepro: bench: engine training ended with exit code 5; see above",
+    ]

@@ -92,7 +92,6 @@ def test_memory_that_is_not_there_is_a_line_of_every_command_that_computes(proje
         (["audit", "runs/digits/0", "--epochs", "1"], "audit"),
         (["evaluate", "digits"], "digits-0"),
         (["doctor"], "doctor"),
-        (["bench", "digits", "--rounds", "1", "--steps", "2"], "bench"),
         (["pipelines.away", "run", "digits", "0", *folders], "digits-0"),
         (["pipelines.away", "try", "digits", "0", "--held-out", "100", *folders], "digits-0"),
     ):

@@ -395,8 +395,8 @@ def released(run: Run, again: Tensor) -> str:
     """How far the goodness of released weights, a table made here, is from the run's own, in words.
 
     What must agree are the predictions: rounded weights and another precision change a goodness by as much as a tenth
-    (docs/cifar10.md). How many another training's weights change depends on the row: a quarter where many are wrong,
-    few where nearly all are right. Raises UserError where they do not agree.
+    (docs/cifar10.md). Another training's weights change more where many images are classified wrongly, and few where
+    nearly all are right. Raises UserError where they do not agree.
     """
     assert run.goodness is not None
     path = run.folder / "released.safetensors"

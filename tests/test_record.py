@@ -552,3 +552,9 @@ def test_a_files_hash_is_that_of_its_bytes(tmp_path):
 def test_every_module_is_one():
     assert {"record", "training", "cli", "__init__"} < set(record.every_module())
     assert record.code_hash(record.every_module()) != record.code_hash()
+
+
+def test_a_column_that_only_later_rows_have_is_written(tmp_path):
+    """Such as joules, where a training goes on on a machine that tells them."""
+    record.write_csv([{"epoch": 1}, {"epoch": 2, "joules": 3.5}], tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text() == "epoch,joules\n1,\n2,3.5\n"

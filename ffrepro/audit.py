@@ -101,9 +101,10 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             yield Finding(epoch, "another environment than the record's, and the state after it was not shown", None)
         else:
             theirs, ours = (learned(state) for state in (_state(path, chain[epoch], device), mine))
-            kinds = [{name: (one.shape, one.dtype) for name, one in of.items()} for of in (theirs, ours)]
-            if kinds[0] != kinds[1]:
-                raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network")
+            try:
+                checkpoint.fits(theirs, ours)
+            except ValueError:
+                raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
             within = {name: ours[name] for name in ours if name.startswith("network.")}
             beside = {name: ours[name] for name in ours.keys() - within.keys()}
             share, moments = distance(within, theirs, start), distance(beside, theirs, start)

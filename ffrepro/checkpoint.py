@@ -160,8 +160,8 @@ def restore(state: dict[str, Any], network: Network, adams: list[Adam], memory: 
     Raises ValueError, and what else a state that is none makes Python raise, before anything is changed: Adam takes
     over moments of any shape and layout, and would read and write beyond them.
     """
-    _fits(state["network"], network.state_dict())
-    _fits(state["memory"], memory._asdict())
+    fits(state["network"], network.state_dict())
+    fits(state["memory"], memory._asdict())
     learned = [_moments(adam, saved["state"]) for adam, saved in zip(adams, state["optimizers"], strict=True)]
     network.load_state_dict(state["network"])
     for adam, moments in zip(adams, learned, strict=True):
@@ -177,14 +177,14 @@ def _moments(adam: Adam, saved: Mapping[int, Mapping[str, Tensor]]) -> dict[int,
     copies = {}
     for place, moments in saved.items():
         mine = {"step": torch.tensor(0.0), "exp_avg": weights[place], "exp_avg_sq": weights[place]}
-        _fits(moments, mine)
+        fits(moments, mine)
         copies[place] = {
             name: torch.empty_like(mine[name], device=value.device).copy_(value) for name, value in moments.items()
         }
     return copies
 
 
-def _fits(saved: Any, mine: Mapping[str, Tensor]) -> None:
+def fits(saved: Any, mine: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless the tensors have the names, shapes and types of mine."""
     found, wanted = ({name: (value.shape, value.dtype) for name, value in of.items()} for of in (saved, mine))
     if found != wanted:

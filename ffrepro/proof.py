@@ -458,9 +458,10 @@ def _told(run: Run, own: Tensor, labels: Tensor, here: bool) -> Rung:
     if here:
         raise UserError(f"{path}: broken link: goodness_table is not of these weights")
     mine = evaluation.metrics(own, labels, run.row.evaluation.vote)
-    if any(told[name] != mine[name] for name in ("vote", "images")) or _told_in(told).keys() != _told_in(mine).keys():
+    theirs, ours = _accuracies(told), _accuracies(mine)
+    if any(told[name] != mine[name] for name in ("vote", "images")) or theirs.keys() != ours.keys():
         raise UserError(f"{path}: broken link: of another vote, other blocks or other images than the row's")
-    off = {name: abs(value - _told_in(mine)[name]) for name, value in _told_in(told).items()}
+    off = {name: abs(theirs[name] - ours[name]) for name in theirs}
     for name, points in off.items():
         allowed = MOVED if name == "accuracy" else max(MOVED, ROUNDING[run.row.evaluated_in])
         if points > 100 * allowed + 1e-9:
@@ -472,7 +473,7 @@ def _told(run: Run, own: Tensor, labels: Tensor, here: bool) -> Rung:
     return Rung("goodness", f"{text}; its accuracies are within {max(off.values()):.2f} points", None)
 
 
-def _told_in(metrics: dict[str, Any]) -> dict[str, float]:
+def _accuracies(metrics: dict[str, Any]) -> dict[str, float]:
     """Every accuracy in metrics, by its name."""
     each = {f"{kind} {name}": value for kind in ("blocks", "votes") for name, value in metrics[kind].items()}
     return {"accuracy": metrics["accuracy"], **each}

@@ -105,15 +105,20 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
                 checkpoint.fits(theirs, ours)
             except ValueError:
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
-            within = {name: ours[name] for name in ours if name.startswith("network.")}
-            beside = {name: ours[name] for name in ours.keys() - within.keys()}
-            share, moments = distance(within, theirs, start), distance(beside, theirs, start)
-            text = (
-                f"another environment than the record's: weights and statistics off by {100 * share:.1f} % of their "
-                f"movement ({100 * TOLERANCE:g} % allowed), moments and margins by {100 * moments:.1f} % "
-                f"({100 * MOMENTS:g} %)"
-            )
-            yield Finding(epoch, text, share <= TOLERANCE and moments <= MOMENTS)
+            yield _near(epoch, ours, theirs, start)
+
+
+def _near(epoch: int, ours: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> Finding:
+    """Whether two machines' results of an epoch are within what rounding may make of one start."""
+    within = {name: ours[name] for name in ours if name.startswith("network.")}
+    beside = {name: ours[name] for name in ours.keys() - within.keys()}
+    share, moments = distance(within, theirs, start), distance(beside, theirs, start)
+    text = (
+        f"another environment than the record's: weights and statistics off by {100 * share:.1f} % of their "
+        f"movement ({100 * TOLERANCE:g} % allowed), moments and margins by {100 * moments:.1f} % "
+        f"({100 * MOMENTS:g} %)"
+    )
+    return Finding(epoch, text, share <= TOLERANCE and moments <= MOMENTS)
 
 
 def learned(state: dict[str, Any]) -> dict[str, Tensor]:

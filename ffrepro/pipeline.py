@@ -180,7 +180,7 @@ def _call(
     program: list[str],
     project: Layout,
     env: dict[str, str],
-    stdout: IO[str] = sys.stderr,
+    stdout: IO[str] | None = None,
     held: tuple[int, ...] = (),
 ) -> int:
     """Run a program of Python, given as on its command line, in the project; its exit code.
@@ -189,7 +189,7 @@ def _call(
     ended before Stop goes on.
     """
     command = [sys.executable, *program]
-    with subprocess.Popen(command, cwd=project.root, env=env, stdout=stdout, pass_fds=held) as process:
+    with subprocess.Popen(command, cwd=project.root, env=env, stdout=stdout or sys.stderr, pass_fds=held) as process:
         try:
             return process.wait()
         except Stop:

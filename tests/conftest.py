@@ -1,8 +1,11 @@
+import contextlib
+import importlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 os.environ["FFREPRO_DEVICE"] = "cpu"  # the promises of this suite are the CPU's, also on a machine with a GPU
 os.environ["FFREPRO_THREADS"] = "1"  # trainings beside one another: a second thread each would wait for a free core
 
-from ffrepro import config, data, determinism
+from ffrepro import cli, config, data, determinism, errors
 
 ROOT = Path(__file__).parent.parent
 determinism.switch_on()
@@ -86,6 +89,33 @@ class Project:
         start = [sys.executable, "-m", "ffrepro"] if command[0] == "ffrepro" else [str(binaries / command[0])]
         return self._run([*start, *command[1:]], settings)
 
+    def call(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """What `run` does with `ffrepro` or `python -m MODULE`, without a process, in which PyTorch starts for seconds.
+
+        The code is the checkout's own, not the project's copy. For tests of what files, messages and exit codes say.
+        """
+        with (
+            tempfile.TemporaryFile("w+") as out,  # files, into which a stage that a command starts can write, too
+            tempfile.TemporaryFile("w+") as err,
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.chdir(self.root)
+            patch.setenv("PYTHONPATH", str(self.root))
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            try:
+                if command[0] == "ffrepro":
+                    code = errors.run(lambda: cli.app(command[1:], prog_name="ffrepro"))
+                else:
+                    assert command[:2] == ("python", "-m")
+                    code = errors.run(importlib.import_module(command[2]).main, *command[3:])
+            except SystemExit as exit_:  # Typer's and argparse's way to end
+                code = exit_.code
+            said = [file.seek(0) or file.read() for file in (out, err)]
+        return subprocess.CompletedProcess(command, code, *said)
+
     def shell(self, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run lines as a page shows them; the first that fails ends them."""
         return self._run(["bash", "-ec", f'ffrepro() {{ python -m ffrepro "$@"; }}\n{script}'], settings)
@@ -101,7 +131,7 @@ class Project:
 
     def stages(self, *stages: list[str]) -> None:
         for stage, *arguments in stages:
-            done = self.run("python", "-m", f"pipelines.{stage}", *arguments)
+            done = self.call("python", "-m", f"pipelines.{stage}", *arguments)
             assert done.returncode == 0, done.stderr
 
 

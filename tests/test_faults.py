@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from ffrepro import devices
+from ffrepro import devices, network
 from ffrepro.errors import MachineError
 
 WITH_LITTLE_MEMORY = """
@@ -70,32 +70,21 @@ def test_memory_that_is_not_there_is_a_line_with_the_batch_that_would_fit(row):
         torch.empty(1 << 60)
 
 
-NO_MEMORY_FOR_CONVOLUTIONS = """
-import sys
-import torch
-from ffrepro import errors, network
-network.conv2d = lambda *arguments, **more: torch.empty(1 << 60)
-if sys.argv[1] == "pipelines.away":
-    from pipelines.away import main
-    sys.exit(errors.run(main, *sys.argv[2:]))
-from ffrepro.cli import main
-main()
-"""
-
-
-def test_memory_that_is_not_there_is_a_line_of_every_command_that_computes(project):
+def test_memory_that_is_not_there_is_a_line_of_every_command_that_computes(project, monkeypatch):
     shrink(project)
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
+    monkeypatch.setattr(network, "conv2d", lambda *_, **__: torch.empty(1 << 60))
     folders = ("--scratch", "scratch", "--out", "out", "--device", "cpu")
+    away = ("python", "-m", "pipelines.away")
     for command, name in (
-        (["verify", "runs/digits/0"], "verify"),
-        (["audit", "runs/digits/0", "--epochs", "1"], "audit"),
-        (["evaluate", "digits"], "digits-0"),
-        (["doctor"], "doctor"),
-        (["pipelines.away", "run", "digits", "0", *folders], "digits-0"),
-        (["pipelines.away", "try", "digits", "0", "--held-out", "100", *folders], "digits-0"),
+        (["ffrepro", "verify", "runs/digits/0"], "verify"),
+        (["ffrepro", "audit", "runs/digits/0", "--epochs", "1"], "audit"),
+        (["ffrepro", "evaluate", "digits"], "digits-0"),
+        (["ffrepro", "doctor"], "doctor"),
+        ([*away, "run", "digits", "0", *folders], "digits-0"),
+        ([*away, "try", "digits", "0", "--held-out", "100", *folders], "digits-0"),
     ):
-        done = project.run("python", "-c", NO_MEMORY_FOR_CONVOLUTIONS, *command)
+        done = project.call(*command)
         assert done.returncode == 5, done.stderr
         assert done.stderr.startswith(f"ffrepro: {name}: out of memory on cpu"), done.stderr
         assert "Traceback" not in done.stderr

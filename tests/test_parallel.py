@@ -31,9 +31,9 @@ from test_parallel import gradients
 from ffrepro import parallel
 
 with parallel.processes() as (rank, _):
-    found = gradients(parallel.Engine, sys.argv[1])
+    found = {name: gradients(parallel.Engine, name) for name in sys.argv[2:]}
     if not rank:
-        torch.save(found, sys.argv[2])
+        torch.save(found, sys.argv[1])
 """
 
 
@@ -69,24 +69,30 @@ def project(project_in, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("name", "processes"), [("digits", 4), *((name, 2) for name in ROWS)])
-def test_two_steps_gradients_and_statistics_are_those_of_one_process(
-    project, root, tmp_path, monkeypatch, name, processes
-):
-    monkeypatch.chdir(project.root)
-    alone = gradients(engine.Engine, name)
+@pytest.fixture(scope="module")
+def together(project, root):
+    """What processes find beside one another, {processes: {row: `gradients`}}; one start for all rows."""
     (project.root / "one_step.py").write_text(f"import sys\nsys.path.insert(0, {str(root / 'tests')!r})\n{ONE_STEP}")
-    done = by(project, processes, "one_step.py", name, str(tmp_path / "found.pt"))
-    assert done.returncode == 0, done.stderr
-    together = torch.load(tmp_path / "found.pt", weights_only=True)
-    assert together.keys() == alone.keys()
+    found = {}
+    for processes, names in ((4, ROWS[:1]), (2, ROWS)):
+        done = by(project, processes, "one_step.py", "found.pt", *names)
+        assert done.returncode == 0, done.stderr
+        found[processes] = torch.load(project.root / "found.pt", weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize(("name", "processes"), [("digits", 4), *((name, 2) for name in ROWS)])
+def test_two_steps_gradients_and_statistics_are_those_of_one_process(project, together, monkeypatch, name, processes):
+    monkeypatch.chdir(project.root)
+    alone, shared = gradients(engine.Engine, name), together[processes][name]
+    assert shared.keys() == alone.keys()
     gradient = max(float(value.abs().max()) for what, value in alone.items() if what.endswith((".weight", ".bias")))
     for what, value in alone.items():
         # a gradient that is zero but for rounding has no scale of its own: the network's largest one is everyone's
         scale = gradient if what.endswith((".weight", ".bias")) else max(float(value.nan_to_num().abs().max()), 0.01)
-        difference = (together[what] - value).nan_to_num().abs().max()
+        difference = (shared[what] - value).nan_to_num().abs().max()
         assert difference <= 1e-4 * scale, what
-        assert torch.equal(together[what].isnan(), value.isnan())
+        assert torch.equal(shared[what].isnan(), value.isnan())
 
 
 def test_shares_without_global_statistics_would_be_told_apart(project, tmp_path, monkeypatch):
@@ -133,8 +139,7 @@ def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_proce
     again, its, _ = made()
     assert again == weights
     assert its["chain"] == record["chain"]
-    assert project.run("python", "-m", "pipelines.evaluate", "digits", "0").returncode == 0
-    project.stages(["train", "digits", "0"])
+    project.stages(["evaluate", "digits", "0"], ["train", "digits", "0"])
     losses = [[float(entry["loss"]) for entry in csv.DictReader(text.splitlines())] for text in (history, made()[2])]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 

@@ -448,7 +448,7 @@ def test_a_file_that_is_no_record(runs, trained):
 
 
 def verify(home, *arguments):
-    return home.run("ffrepro", "verify", *arguments, FFREPRO_THREADS="1")
+    return home.call("ffrepro", "verify", *arguments)
 
 
 def test_a_cpu_repeats_few_images_of_a_row_that_needs_a_gpu(row):
@@ -460,7 +460,7 @@ def test_a_cpu_repeats_few_images_of_a_row_that_needs_a_gpu(row):
 
 
 def test_the_command_climbs_all_seeds_of_a_row(home):
-    done = verify(home, "runs/digits/1/record.json")
+    done = home.run("ffrepro", "verify", "runs/digits/1/record.json", FFREPRO_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(
         "digits, seed 1\n  ok row: digits, as in params.yaml\n  ok record: sealed, of digits, seed 1"
@@ -490,7 +490,7 @@ def test_a_run_of_other_parameters_under_a_declared_name_is_refused(project, hom
     shutil.copytree(home.root / "runs", tmp_path / "runs")
     shutil.copytree(home.root / "checkpoints", tmp_path / "checkpoints")
     given = ["--states", str(tmp_path / "checkpoints" / "digits-0")] if command == "audit" else []
-    done = project.run("ffrepro", command, str(tmp_path / "runs" / "digits" / "0"), *given)
+    done = project.call("ffrepro", command, str(tmp_path / "runs" / "digits" / "0"), *given)
     assert done.returncode == 2
     assert "experiment.json: broken link: another row than digits in params.yaml" in done.stderr
     assert " epoch " not in done.stdout
@@ -501,14 +501,14 @@ def test_what_is_no_run_is_refused_in_one_line(home, tmp_path):
     alone.parent.mkdir()
     shutil.copy(home.root / "runs" / "digits" / "0" / "record.json", alone)
     for command in ("verify", "audit"):
-        done = home.run("ffrepro", command, str(alone))
+        done = home.call("ffrepro", command, str(alone))
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert "digits-0.json: not in a run's folder, no record.json beside it; give a run's folder" in done.stderr
-    done = home.run("ffrepro", "audit", "runs/digits")
+    done = home.call("ffrepro", "audit", "runs/digits")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "digits: 2 runs there (0, 1); give the folder of one of them" in done.stderr
     for states in ("params.yaml", "nowhere"):
-        done = home.run("ffrepro", "audit", "runs/digits/0", "--states", states)
+        done = home.call("ffrepro", "audit", "runs/digits/0", "--states", states)
         assert done.returncode == 2
         assert done.stderr == (
             f"ffrepro: --states: given {states}: no folder there; allowed: a folder of kept states\n"
@@ -872,7 +872,7 @@ def test_the_command_audits_a_run(home):
     assert lines[0].startswith("digits-0: drawn of 3 epochs: ")
     assert lines[0].endswith(" (--draw 3)")
     assert [line.startswith("ok epoch ") for line in lines[1:3]] == [True, True]
-    done = home.run("ffrepro", "audit", "runs/digits/0", "--epochs", "4", FFREPRO_THREADS="1")
+    done = home.call("ffrepro", "audit", "runs/digits/0", "--epochs", "4")
     assert done.returncode == 2
     assert done.stderr == "ffrepro: --epochs: given 4; allowed: 1 to 3, the run's epochs\n"
 

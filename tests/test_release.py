@@ -18,7 +18,7 @@ def trained(project):
 
 
 def release(project, seed="0"):
-    return project.run("python", "-m", "pipelines.release", "digits", seed)
+    return project.call("python", "-m", "pipelines.release", "digits", seed)
 
 
 def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
@@ -35,7 +35,7 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
         assert torch.equal(rounded[name], wanted)
     assert proof.read(results / "0").weights is None
 
-    printed = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    printed = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert printed.returncode == 0, printed.stderr
     first, second = printed.stdout.splitlines()
     accuracy = float(first.removeprefix("digits-0: ").partition(" %")[0])
@@ -53,17 +53,17 @@ def test_released_weights_of_another_training_are_found(trained):
     weights = record.read_tensors(path)
     weights["blocks.2.conv.weight"] *= 1 + 0.3 * torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     record.write_tensors(weights, path)
-    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert done.returncode == 2
     line = (
         r"released.safetensors: broken link: \d+ of 360 predictions differ from the run's goodness: more than rounding"
     )
     assert re.search(line, done.stderr)
     path.with_name("goodness.safetensors").unlink()
-    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     path.unlink()
-    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
@@ -72,18 +72,18 @@ def test_own_weights_that_the_record_does_not_name_are_not_evaluated(trained):
     weights = record.read_tensors(path)
     weights["blocks.0.conv.weight"] *= 2
     record.write_tensors(weights, path)
-    done = trained.run("ffrepro", "evaluate", "digits")
+    done = trained.call("ffrepro", "evaluate", "digits")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "weights.safetensors: broken link: not the tensors that record.json names" in done.stderr
     path.unlink()
-    done = trained.run("ffrepro", "evaluate", "digits")
+    done = trained.call("ffrepro", "evaluate", "digits")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.endswith("weights.safetensors: not published\n")
 
 
 @pytest.mark.parametrize("given", [["digits", "three"], ["digits", "-3"], ["digits"], []])
 def test_a_mistake_of_the_release_is_told_without_a_traceback(project, given):
-    done = project.run("python", "-m", "pipelines.release", *given)
+    done = project.call("python", "-m", "pipelines.release", *given)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -106,7 +106,7 @@ def test_weights_beyond_float16_are_not_released(trained):
 
 
 def test_what_is_not_there_is_told_in_a_line(trained):
-    done = trained.run("ffrepro", "evaluate", "digits", "--weights", "released")
+    done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     done = release(trained, "7")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

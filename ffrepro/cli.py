@@ -35,6 +35,12 @@ class Weights(StrEnum):
     released = "released"
 
 
+class Images(StrEnum):
+    test = "test"
+    training = "training"
+    held_out = "held-out"
+
+
 MirrorOption = Annotated[
     str | None,
     typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL"),
@@ -265,11 +271,18 @@ def evaluate(
     precision: Annotated[
         str | None, typer.Option(help="Another precision than the row's, or than a CPU's for float16.")
     ] = None,
+    images: Annotated[
+        Images, typer.Option(help="The test split's, those trained on, or those of the training split held out.")
+    ] = Images.test,
+    first: Annotated[int | None, typer.Option(help="Only so many of them.", min=1, metavar="N")] = None,
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
-    """Evaluate trained weights on the test split again and print each block's accuracy; no run is changed.
+    """Evaluate trained weights again, on the test split by default, and print each block's accuracy; no run is changed.
+
+    Of all test images, released weights' predictions are compared with the run's. Images of the training split come in
+    a random order, always the same: the first N are a fair sample.
 
     On a CPU, which takes days for float16, a row in float16 is evaluated in bfloat16 where the CPU has that, else in
     float32. Either way float32 decides what counts.
@@ -284,14 +297,20 @@ def evaluate(
     determinism.switch_on()
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
-    test = data.load(project.data(row.data.name))[1].to(chosen)
+    train, test = data.load(project.data(row.data.name))
+    train, held_out = data.held_out(train, row.data.held_out)
+    split = {Images.test: test, Images.training: train, Images.held_out: held_out}[images]
+    if not len(split.labels):
+        raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
+    split = split.rows(slice(first)).to(chosen)
     for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"
         with devices.faults(one, chosen):
-            table, metrics = evaluation.evaluate(proof.network(run, chosen, released=released), test, row)
+            table, metrics = evaluation.evaluate(proof.network(run, chosen, released=released), split, row)
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
-        print(f"{one}: {metrics['accuracy']:.2f} % in {row.training.precision}; blocks {blocks}", flush=True)
-        if released:
+        of = f"{metrics['images']} {images} images in {row.training.precision}"
+        print(f"{one}: {metrics['accuracy']:.2f} % of {of}; blocks {blocks}", flush=True)
+        if released and images is Images.test and len(split.labels) == len(test.labels):
             print(f"{one}: {proof.released(run, table)}")
 
 

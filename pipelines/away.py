@@ -16,7 +16,7 @@ makes of it what the train and evaluate stages would have written, and refuses w
 
 is for choosing: it trains the row with other values on what is left of the training set, piece by piece too, and tells
 how the images held out of it are classified, after every epoch and at the end, there also with batch norm's statistics
-computed anew. No test image is classified.
+computed anew, and beside them as many images that were trained on. No test image is classified.
 """
 
 import argparse
@@ -92,15 +92,19 @@ def attempt(options: argparse.Namespace) -> int:
     device, after = options.device, row.training.epochs  # an epoch's draws that no epoch had
     with _faults(options):
         train, held_out = train.to(device), held_out.to(device)
-        found = {"held_out": _judged(trained, held_out, row)}
+        learned = train.rows(slice(options.held_out))  # which is in random order
+        found = {"held_out": _judged(trained, held_out, row), "trained_on": _judged(trained, learned, row)}
         draws = engine.draw(row, options.seed, after, len(train.labels)).to(device)
         evaluation.restate(trained.network, train, row, draws)
         found["held_out_restated"] = _judged(trained, held_out, row)
     facts = _facts(options, row, trained, project)
     record.write_sealed({**facts, "set": dict(options.values), **found}, options.out / "try.json")
     _checkpoint(options, row).unlink(missing_ok=True)
-    own, restated = (metrics["accuracy"] for metrics in found.values())
-    say(f"complete: {own:.2f} % of {options.held_out} held-out images, {restated:.2f} % with statistics computed anew")
+    own, learnt, restated = (metrics["accuracy"] for metrics in found.values())
+    say(
+        f"complete: {own:.2f} % of {options.held_out} held-out images, {restated:.2f} % with statistics computed anew; "
+        f"{learnt:.2f} % of {found['trained_on']['images']} that were trained on"
+    )
     return 0
 
 
@@ -108,9 +112,9 @@ def _faults(options: argparse.Namespace, row: Experiment | None = None) -> Abstr
     return devices.faults(f"{options.row}-{options.seed}", options.device, row)
 
 
-def _judged(trained: Trained, held_out: Split, row: Experiment) -> dict[str, Any]:
-    """The metrics of held-out images."""
-    _, metrics = evaluation.evaluate(trained.network, held_out, row)
+def _judged(trained: Trained, images: Split, row: Experiment) -> dict[str, Any]:
+    """The metrics of images that are no test split."""
+    _, metrics = evaluation.evaluate(trained.network, images, row)
     metrics["data"] = metrics.pop("test_data")  # its hash
     return metrics
 

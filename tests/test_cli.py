@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from ffrepro import config, data, evaluation, proof
 
 
 def test_help_imports_nothing_heavy():
@@ -150,23 +153,53 @@ def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
     measured = json.loads(before["metrics.json"])
     done = project.run("ffrepro", "evaluate", "digits")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"digits-0: {measured['accuracy']:.2f} % in float32; blocks ")
-    other = project.run("ffrepro", "evaluate", "digits", "--seed", "0", "--precision", "bfloat16")
-    assert " % in bfloat16; blocks " in other.stdout
+    assert done.stdout.startswith(f"digits-0: {measured['accuracy']:.2f} % of 360 test images in float32; blocks ")
+    other = project.call("ffrepro", "evaluate", "digits", "--seed", "0", "--precision", "bfloat16")
+    assert " % of 360 test images in bfloat16; blocks " in other.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_evaluate_takes_images_that_were_trained_on_or_held_out(project):
+    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
+    project.edit("params.yaml", "      epochs: 20", "      epochs: 1")
+    project.edit("params.yaml", "      name: digits\n", "      name: digits\n      held_out: 437\n")
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
+    printed = {}
+    for images, first in (("held-out", None), ("training", None), ("training", 200), ("test", 100)):
+        options = ("--first", str(first)) if first else ()
+        done = project.call("ffrepro", "evaluate", "digits", "--images", images, *options)
+        assert done.returncode == 0, done.stderr
+        printed[images, first] = done.stdout
+    assert " % of 437 held-out images in float32; " in printed["held-out", None]
+    assert " % of 1000 training images in float32; " in printed["training", None]
+    assert " % of 200 training images in float32; " in printed["training", 200]
+    assert " % of 100 test images in float32; " in printed["test", 100]
+
+    folder = project.root / "runs" / "digits" / "0"
+    names, last = ((folder / "history.csv").read_text().splitlines()[i].split(",") for i in (0, -1))
+    told = [f"{float(value):.2f}" for name, value in zip(names, last, strict=True) if name.startswith("held_out_")]
+    assert printed["held-out", None].endswith(f"blocks {' '.join(told)}\n")
+    train, test = data.load(project.root / "data" / "digits.safetensors")
+    row = config.read_experiment(folder.parent / "experiment.json")
+    network = proof.network(proof.read(folder), torch.device("cpu"))
+    for (images, first), split in {("training", 200): data.held_out(train, 437)[0], ("test", 100): test}.items():
+        table = evaluation.goodness_table(network, split.images[:first], row)
+        accuracy = evaluation.accuracy(evaluation.predictions(table, "last"), split.labels[:first])
+        assert printed[images, first].startswith(f"digits-0: {accuracy:.2f} % of ")
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("digits",), "experiment.json: no such file"),
+        (("digits", "--images", "held-out"), "--images: given held-out, but digits holds none out; allowed: test, tr"),
         (("digits", "--seed", "7"), "record.json: no such file; get it anew"),
         (("digits", "--precision", "float8"), "evaluate: training.precision: given 'float8'; allowed: float32, "),
     ],
 )
 def test_evaluate_says_in_one_line_what_is_missing(project, options, says):
-    if "--seed" in options or "--precision" in options:
+    if len(options) > 1:
         project.stages(["check", "digits"])  # `evaluate` prepares the data itself
-    done = project.run("ffrepro", "evaluate", *options)
+    done = project.call("ffrepro", "evaluate", *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert says in done.stderr

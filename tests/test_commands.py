@@ -66,6 +66,7 @@ ELSEWHERE = {
     "python -m pipelines.gpu --out out --device cpu --only differences": "by hand",
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
+    "ffrepro evaluate cifar10 --weights released --images training --first 10000": "by hand; tests/test_cli.py",
     "ffrepro verify results/cifar10": "by hand",
     "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 ffrepro verify "
     "results/ablation-fashion-symba-batch-layerwise/4": "by hand",

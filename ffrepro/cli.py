@@ -294,14 +294,14 @@ def evaluate(
     row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device.value)
     precision = precision or devices.stand_in(row, chosen)
     row = config.changed(row, {"training.precision": precision}, "evaluate")
+    if images is Images.held_out and not row.data.held_out:
+        raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
     determinism.switch_on()
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
     train, test = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
     split = {Images.test: test, Images.training: train, Images.held_out: held_out}[images]
-    if not len(split.labels):
-        raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
     split = split.rows(slice(first)).to(chosen)
     for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"

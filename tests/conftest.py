@@ -65,6 +65,34 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def call_in(folder: Path, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Call `ffrepro` or `python -m MODULE` in a folder, without a process of its own, which would take PyTorch seconds.
+
+    For tests of what files, messages and exit codes say.
+    """
+    as_is = {"encoding": "utf-8", "errors": "surrogatepass", "newline": ""}
+    with (
+        tempfile.TemporaryFile("w+", **as_is) as out,  # files, into which a stage that a command starts can write, too
+        tempfile.TemporaryFile("w+", **as_is) as err,
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(folder)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        try:
+            if command[0] == "ffrepro":
+                code = errors.run(lambda: cli.app(command[1:], prog_name="ffrepro"))
+            else:
+                assert command[:2] == ("python", "-m")
+                code = errors.run(importlib.import_module(command[2]).main, *command[3:])
+        except SystemExit as exit_:  # Typer's and argparse's way to end
+            code = exit_.code
+        said = [file.seek(0) or file.read() for file in (out, err)]
+    return subprocess.CompletedProcess(command, code, *said)
+
+
 class Project:
     """A copy of the project in an empty folder, without git, in which a test may edit and run what a user would."""
 
@@ -90,31 +118,8 @@ class Project:
         return self._run([*start, *command[1:]], settings)
 
     def call(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """What `run` does with `ffrepro` or `python -m MODULE`, without a process, in which PyTorch starts for seconds.
-
-        The code is the checkout's own, not the project's copy. For tests of what files, messages and exit codes say.
-        """
-        with (
-            tempfile.TemporaryFile("w+") as out,  # files, into which a stage that a command starts can write, too
-            tempfile.TemporaryFile("w+") as err,
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.chdir(self.root)
-            patch.setenv("PYTHONPATH", str(self.root))
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            try:
-                if command[0] == "ffrepro":
-                    code = errors.run(lambda: cli.app(command[1:], prog_name="ffrepro"))
-                else:
-                    assert command[:2] == ("python", "-m")
-                    code = errors.run(importlib.import_module(command[2]).main, *command[3:])
-            except SystemExit as exit_:  # Typer's and argparse's way to end
-                code = exit_.code
-            said = [file.seek(0) or file.read() for file in (out, err)]
-        return subprocess.CompletedProcess(command, code, *said)
+        """What `run` does with `ffrepro` or `python -m MODULE`, by `call_in`, so with the checkout's own code."""
+        return call_in(self.root, *command, PYTHONPATH=str(self.root), **settings)
 
     def shell(self, script: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run lines as a page shows them; the first that fails ends them."""
@@ -139,6 +144,12 @@ class Project:
 def project_in() -> Callable[[Path], Project]:
     """A project in a folder that a test made: project_in(folder)."""
     return Project
+
+
+@pytest.fixture(scope="session", name="call_in")
+def call_in_a_folder() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`call_in`, for tests of commands in a folder that is no copy of the project."""
+    return call_in
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from ffrepro import (
     config,
     crate,
     deviations,
-    errors,
     figure_data,
     figures,
     negatives,
@@ -870,34 +869,22 @@ def calls(draw, words, command, names):
     return [*call, "more"] if words in ALWAYS_WORK else call
 
 
-def called(call):
-    """(exit code, stdout, stderr) of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = errors.run(lambda: cli.app(call, prog_name="ffrepro"))
-        except SystemExit as exit_:
-            code = exit_.code
-    return code, out.getvalue(), err.getvalue()
-
-
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_whatever_a_command_is_given_it_says_what_is_wrong_and_changes_nothing(bare, monkeypatch, words):
+def test_whatever_a_command_is_given_it_says_what_is_wrong_and_changes_nothing(bare, call_in, words):
     project, names = bare
-    monkeypatch.chdir(project)
     before = everything_below(project.parent)
 
     @fuzz(60)
     @given(st.data())
     def any_call(data):
         call = data.draw(calls(words, COMMANDS[words], names))
-        code, out, err = called(call)
-        assert code in (0, 2), call
-        assert "Traceback" not in err
-        assert bool(err) == (code == 2)
-        assert code == 0 or not out
-        if err.startswith("ffrepro: "):  # our own words, not Typer's
-            assert err[:-1].isprintable(), call
+        done = call_in(project, "ffrepro", *call)
+        assert done.returncode in (0, 2), call
+        assert "Traceback" not in done.stderr
+        assert bool(done.stderr) == (done.returncode == 2)
+        assert done.returncode == 0 or not done.stdout
+        if done.stderr.startswith("ffrepro: "):  # our own words, not Typer's
+            assert done.stderr[:-1].isprintable(), call
         assert everything_below(project.parent) == before
 
     any_call()

@@ -275,6 +275,9 @@ def evaluate(
         Images, typer.Option(help="The test split's, those trained on, or those of the training split held out.")
     ] = Images.test,
     first: Annotated[int | None, typer.Option(help="Only so many of them.", min=1, metavar="N")] = None,
+    restated: Annotated[
+        bool, typer.Option("--restated", help="Batch norm's statistics computed anew, over an epoch of training.")
+    ] = False,
     device: DeviceOption = Device.auto,
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
@@ -282,12 +285,13 @@ def evaluate(
     """Evaluate trained weights again, on the test split by default, and print each block's accuracy; no run is changed.
 
     Of all test images, released weights' predictions are compared with the run's. Images of the training split come in
-    a random order, always the same: the first N are a fair sample.
+    a random order, always the same: the first N are a fair sample. With --restated the weights are the same and the
+    statistics of batch norm are those of the weights alone, where a training leaves a moving average of its last steps.
 
     On a CPU, which takes days for float16, a row in float16 is evaluated in bfloat16 where the CPU has that, else in
     float32. Either way float32 decides what counts.
     """
-    from ffrepro import config, data, determinism, devices, evaluation, layout, pipeline, proof
+    from ffrepro import config, data, determinism, devices, engine, evaluation, layout, pipeline, proof
 
     released = weights is Weights.released
     project = layout.Layout(layout.find().root, "results" if released else runs)
@@ -306,11 +310,15 @@ def evaluate(
     for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"
         with devices.faults(one, chosen):
-            table, metrics = evaluation.evaluate(proof.network(run, chosen, released=released), split, row)
+            network = proof.network(run, chosen, released=released)
+            if restated:  # with an epoch's draws that no epoch of the training had
+                draws = engine.draw(row, run.facts["seed"], row.training.epochs, len(train.labels))
+                evaluation.restate(network, train.to(chosen), row, draws.to(chosen))
+            table, metrics = evaluation.evaluate(network, split, row)
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
-        of = f"{metrics['images']} {images} images in {row.training.precision}"
+        of = f"{metrics['images']} {images} images in {row.training.precision}{', statistics anew' if restated else ''}"
         print(f"{one}: {metrics['accuracy']:.2f} % of {of}; blocks {blocks}", flush=True)
-        if released and images is Images.test and len(split.labels) == len(test.labels):
+        if released and not restated and images is Images.test and len(split.labels) == len(test.labels):
             print(f"{one}: {proof.released(run, table)}")
 
 

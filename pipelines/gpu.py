@@ -67,12 +67,12 @@ def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
         exact = _exact_gradients(row, parity)
         sides = {"cpu": _gradients(row, parity, torch.device("cpu")), "gpu": _gradients(row, parity, device)}
         for block in sides["cpu"]:
-            away = {side: _distance(its[block], exact[block]) for side, its in sides.items()}
+            away = {side: distance(its[block], exact[block]) for side, its in sides.items()}
             found.append({"parity": parity, "block": block, **away})
     return found
 
 
-def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     apart = sum((value.double() - b[name]).square().sum().item() for name, value in a.items())
     return float((apart / sum(b[name].square().sum().item() for name in a)) ** 0.5)
 
@@ -82,7 +82,7 @@ def _gradients(row: Experiment, parity: int, device: torch.device) -> dict[int, 
     engine = engine_of(row, device, row.training.batch)
     engine.draws = draw(row, 0, 0, row.training.batch).to(device)
     engine._step(parity)
-    return _by_block(engine.network)
+    return by_block(engine.network)
 
 
 def _exact_gradients(row: Experiment, parity: int) -> dict[int, dict[str, torch.Tensor]]:
@@ -93,10 +93,10 @@ def _exact_gradients(row: Experiment, parity: int) -> dict[int, dict[str, torch.
     x = augment.normalise(augment.apply(data.images, draws.geometry).double(), mean, std)
     wrong = wrong_labels(data.labels, draws.wrong, row.classes)
     plain.step(network, plain.optimizers(network, row.training), x.double(), data.labels, wrong, parity, row.training)
-    return _by_block(network)
+    return by_block(network)
 
 
-def _by_block(network: Network) -> dict[int, dict[str, torch.Tensor]]:
+def by_block(network: Network) -> dict[int, dict[str, torch.Tensor]]:
     found: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in network.named_parameters():
         if value.grad is not None:

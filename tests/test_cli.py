@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro import config, data, evaluation, proof
+from ffrepro import config, data, engine, evaluation, proof
 
 
 def test_help_imports_nothing_heavy():
@@ -159,7 +159,7 @@ def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_evaluate_takes_images_that_were_trained_on_or_held_out(project):
+def test_evaluate_takes_images_that_were_trained_on_or_held_out_and_statistics_anew(project):
     project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
     project.edit("params.yaml", "      epochs: 20", "      epochs: 1")
     project.edit("params.yaml", "      name: digits\n", "      name: digits\n      held_out: 437\n")
@@ -175,6 +175,9 @@ def test_evaluate_takes_images_that_were_trained_on_or_held_out(project):
     assert " % of 200 training images in float32; " in printed["training", 200]
     assert " % of 100 test images in float32; " in printed["test", 100]
 
+    restated = project.call("ffrepro", "evaluate", "digits", "--images", "held-out", "--restated")
+    assert restated.returncode == 0, restated.stderr
+
     folder = project.root / "runs" / "digits" / "0"
     names, last = ((folder / "history.csv").read_text().splitlines()[i].split(",") for i in (0, -1))
     told = [f"{float(value):.2f}" for name, value in zip(names, last, strict=True) if name.startswith("held_out_")]
@@ -186,6 +189,14 @@ def test_evaluate_takes_images_that_were_trained_on_or_held_out(project):
         table = evaluation.goodness_table(network, split.images[:first], row)
         accuracy = evaluation.accuracy(evaluation.predictions(table, "last"), split.labels[:first])
         assert printed[images, first].startswith(f"digits-0: {accuracy:.2f} % of ")
+    learned, held_out = data.held_out(train, 437)
+    evaluation.restate(network, learned, row, engine.draw(row, 0, 1, 1000))
+    table = evaluation.goodness_table(network, held_out.images, row)
+    blocks = evaluation.block_accuracies(table, held_out.labels)
+    told = " ".join(f"{value:.2f}" for value in blocks.values())
+    wanted = f"digits-0: {blocks['4']:.2f} % of 437 held-out images in float32, statistics anew; blocks {told}\n"
+    assert restated.stdout == wanted
+    assert told not in printed["held-out", None]
 
 
 @pytest.mark.parametrize(

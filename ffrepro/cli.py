@@ -300,6 +300,8 @@ def evaluate(
     row = config.changed(row, {"training.precision": precision}, "evaluate")
     if images is Images.held_out and not row.data.held_out:
         raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
+    if restated and row.network.norm != "batch":
+        raise errors.UserError(f"--restated: {name} has {row.network.norm} norm, without statistics; leave it out")
     determinism.switch_on()
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)

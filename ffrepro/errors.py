@@ -72,7 +72,10 @@ def run(main: Callable[..., int | None], *arguments: str) -> int:
                 print(f"ffrepro: {line}", file=sys.stderr)
             code = error.exit_code
         except Stop as stop:
-            print("ffrepro: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print(
+                "ffrepro: interrupted; a training goes on from its last checkpoint with the same command",
+                file=sys.stderr,
+            )
             code = stop.exit_code
     if code and EXIT_CODE_FILE in os.environ:
         Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))

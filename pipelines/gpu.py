@@ -67,12 +67,12 @@ def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
         exact = _exact_gradients(row, parity)
         sides = {"cpu": _gradients(row, parity, torch.device("cpu")), "gpu": _gradients(row, parity, device)}
         for block in sides["cpu"]:
-            away = {side: distance(its[block], exact[block]) for side, its in sides.items()}
+            away = {side: _distance(its[block], exact[block]) for side, its in sides.items()}
             found.append({"parity": parity, "block": block, **away})
     return found
 
 
-def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     apart = sum((value.double() - b[name]).square().sum().item() for name, value in a.items())
     return float((apart / sum(b[name].square().sum().item() for name in a)) ** 0.5)
 

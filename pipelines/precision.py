@@ -1,20 +1,24 @@
 """What half precision does to a row's gradients: `python -m pipelines.precision ROW SEED [--weights own]`.
 
-The gradients of one batch, the first of the epoch that would follow the last, of an even and of an odd step: in
-float32, and in float32 with every value rounded as autocast rounds it in float16 and in bfloat16, forward (input,
-weights and output of each convolution) and backward (their gradients). A product of two such numbers is exact in
-float32 and sums are float32's on a GPU too, so a CPU without half precision can tell; not modelled are the order of
-sums, and that bfloat16 takes the norm into the convolution (`Block._folded`).
+The gradients of one batch, in an even and in an odd step: in float32, and in float32 with every value rounded as
+autocast rounds it in float16 and in bfloat16, forward (input, weights and output of each convolution) and backward
+(their gradients). A product of two such numbers is exact in float32, so a CPU without half precision can tell. Not
+modelled are how a GPU adds up, and that bfloat16 takes the norm into the convolution (`Block._folded`). Wrong labels
+are uniform, whatever the row's hardness.
 
-Prints for each block, and for each of its two roles in overlapping updates, how far the gradients of all its weights
-are from float32's, |half - float32| / |float32|, and the share of the gradients at its convolution's output that are
-not 0 in float32 and become 0; for scale, how far another batch's gradients are, in float32. Unlike a batch's, the
-distance that rounding makes need not average out over steps.
+Prints for each block, and for each of its two roles in overlapping updates:
+
+- how far the gradients of all its weights are from float32's, |half - float32| / |float32|;
+- how many of them have float32's sign, as Adam divides each by its own size, and small ones count as much as large;
+- for scale, both of another batch's gradients in float32: of two that have nothing in common 141 % and 50 %;
+- the share of gradients that come from the block's loss, at its output, or from the next block's, at the next
+  convolution's input, and become 0 there.
 """
 
 import argparse
 import copy
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,50 +49,61 @@ from ffrepro.data import Split
 from ffrepro.errors import UserError
 from ffrepro.network import Convolutional
 from pipelines.away import seed
-from pipelines.gpu import by_block, distance
+from pipelines.gpu import by_block
 
 KINDS = ("float16", "bfloat16")
 Gradients = dict[int, dict[str, Tensor]]  # by block, from 1, and tensor
+Told = Callable[[Tensor, Tensor], None]  # gets gradients before and after rounding
+
+
+class Likeness(NamedTuple):
+    """To float32's gradients: the distance as a share of their length, and the share of weights with the same sign."""
+
+    distance: float
+    signs: float
 
 
 class Finding(NamedTuple):
-    """Of one block in one of its roles. distance, lost: by precision, as shares; another: another batch's distance."""
+    """Of one block in one of its roles. halves, lost: by precision."""
 
     block: int
     role: str
-    distance: dict[str, float]
+    halves: dict[str, Likeness]
     lost: dict[str, float]
-    another: float
+    another: Likeness
 
 
 class _Rounded(Function):
     """The nearest numbers of a half precision, of the values and, backwards, of their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: torch.dtype, tell: Callable[[Tensor, Tensor], None] | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kind: torch.dtype, tell: Told) -> Tensor:
         ctx.kind, ctx.tell = kind, tell
         return x.to(kind).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rounded = gradient.to(ctx.kind).float()
-        if ctx.tell:
-            ctx.tell(gradient, rounded)
+        ctx.tell(gradient, rounded)
         return rounded, None, None
 
 
 @contextmanager
-def rounding(kind: torch.dtype, tell: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """Blocks convolve in float32 with values of `kind`. tell: gets each convolution's weight, and the gradient of its
-    output before and after rounding."""
+def rounding(kind: torch.dtype, tell: Callable[[Tensor, str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Blocks convolve in float32 with values of `kind`.
+
+    tell: gets each convolution's weight, "input", "weight" or "output", and its gradient before and after rounding.
+    """
     exact = network.convolve
 
-    def near(x: Tensor, told: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+    def near(x: Tensor, weight: Tensor, place: str) -> Tensor:
+        told = functools.partial(tell, weight, place)
         result: Tensor = _Rounded.apply(x, kind, told)  # type: ignore[no-untyped-call]  # torch's own gap
         return result
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
-        return near(conv2d(near(x), near(weight), padding=1), functools.partial(tell, weight))
+        y = conv2d(near(x, weight, "input"), near(weight, weight, "weight"), padding=1)
+        return near(y, weight, "output")
 
     network.convolve = convolve
     try:
@@ -99,22 +114,22 @@ def rounding(kind: torch.dtype, tell: Callable[[Tensor, Tensor, Tensor], None]) 
 
 def gradients(
     trained: Convolutional, row: Experiment, train: Split, draws: engine.Draws, parity: int, kind: str = "float32"
-) -> tuple[Gradients, dict[int, float]]:
-    """The gradients of one step on the batch of `draws`, and by block the share of its output's that rounding lost.
+) -> tuple[Gradients, dict[tuple[int, str], float]]:
+    """The gradients of one step on the batch of `draws`; by block and place, the share of gradients that became 0.
 
     trained stays as it is. row: in float32; `kind` is the precision that values are rounded to.
     """
     copied = copy.deepcopy(trained)
-    device = train.images.device
-    memory = negatives.memory(len(train.labels), row.classes, device)
+    memory = negatives.memory(len(train.labels), row.classes, train.images.device)
     made = engine.Engine(copied, steps.optimizers(copied, row.training), memory, train, row)
     made.draws = draws
     blocks = {id(block.conv.weight): number for number, block in enumerate(copied.blocks, 1)}
-    lost: dict[int, float] = {}
+    lost: dict[tuple[int, str], float] = {}
 
-    def tell(weight: Tensor, before: Tensor, after: Tensor) -> None:
-        there = before != 0
-        lost[blocks[id(weight)]] = float((there & (after == 0)).sum() / there.sum())
+    def tell(weight: Tensor, place: str, before: Tensor, after: Tensor) -> None:
+        there = before != 0  # nothing there: all was lost before
+        share = ((there & (after == 0)).sum() / there.sum()).nan_to_num(1.0)
+        lost[blocks[id(weight)], place] = float(share)
 
     if kind == "float32":
         made._step(parity)
@@ -124,25 +139,35 @@ def gradients(
     return by_block(copied), lost
 
 
+def likeness(its: dict[str, Tensor], exact: dict[str, Tensor]) -> Likeness:
+    """Of a block's gradients to the exact ones."""
+    mine, true = (torch.cat([part[name].double().flatten() for name in exact]) for part in (its, exact))
+    apart, length = float((mine - true).norm()), float(true.norm())
+    distance = apart / length if length else math.inf if apart else 0.0
+    return Likeness(distance, float((mine.sign() == true.sign()).double().mean()))
+
+
 def findings(trained: Convolutional, row: Experiment, train: Split, batches: list[engine.Draws]) -> Iterator[Finding]:
     """For each kind of step and each block that learns in it, first block first.
 
     row: in whatever precision. batches: the draws of two.
     """
-    draws, following = batches
+    draws, other = batches
     row, update = config.changed(row, {"training.precision": "float32"}), row.training.update
     trained.train()
     for parity in range(2 if update == "overlapping" else 1):
         exact, _ = gradients(trained, row, train, draws, parity)
-        another, _ = gradients(trained, row, train, following, parity)
+        another, _ = gradients(trained, row, train, other, parity)
         halves = {kind: gradients(trained, row, train, draws, parity, kind) for kind in KINDS}
         for block in sorted(exact):
+            own = steps.has_loss(block - 1, parity, update)
+            place = (block, "output") if own else (block + 1, "input")
             yield Finding(
                 block,
-                "its own loss" if steps.has_loss(block - 1, parity, update) else "the next block's",
-                {kind: distance(halves[kind][0][block], exact[block]) for kind in KINDS},
-                {kind: halves[kind][1][block] for kind in KINDS},
-                distance(another[block], exact[block]),
+                "its own loss" if own else "the next block's",
+                {kind: likeness(halves[kind][0][block], exact[block]) for kind in KINDS},
+                {kind: halves[kind][1][place] for kind in KINDS},
+                likeness(another[block], exact[block]),
             )
 
 
@@ -158,9 +183,9 @@ def main(*arguments: str) -> None:
         default="own",
         help="those the training begins with, those of the run, or those that results holds in float16 (default: own)",
     )
-    parser.add_argument("--device", type=devices.choose, default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", choices=devices.DEVICES, help="default: FFREPRO_DEVICE, or auto")
     options = parser.parse_args(arguments)
-    name, number, device = options.row, options.seed, options.device
+    name, number, device = options.row, options.seed, devices.choose(options.device)
     released = options.weights == "released"
     project = layout.Layout(layout.find().root, "results" if released else "runs")
     determinism.switch_on()
@@ -175,16 +200,18 @@ def main(*arguments: str) -> None:
     if not project.data(row.data.name).exists():
         pipeline.run_stage(project, {}, "prepare", row.data.name)
     train = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)[0].to(device)
-    size = row.training.batch
-    draws = engine.draw(row, number, row.training.epochs, len(train.labels))
-    batches = [draws.rows(torch.arange(first, first + size)).to(device) for first in (0, len(train.labels) - size)]
-    print(f"{name}-{number}, {options.weights} weights, a batch of {size}\n")
-    print("| block | learns by | float16: distance | lost | bfloat16: distance | lost | another batch: distance |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    with devices.faults(f"{name}-{number}", device, row):
+    batch = torch.arange(row.training.batch)
+    batches = [  # the first of each of two epochs that no training had
+        engine.draw(row, number, row.training.epochs + after, len(train.labels)).rows(batch).to(device)
+        for after in (0, 1)
+    ]
+    print(f"{name}-{number}, {options.weights} weights, a batch of {len(batch)}\n")
+    print("| block | learns by | float16 | signs | lost | bfloat16 | signs | lost | another batch | signs |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    with devices.faults(f"{name}-{number}", device):
         for one in findings(trained, row, train, batches):
-            shares = [share[kind] for kind in KINDS for share in (one.distance, one.lost)]
-            cells = [f"{100 * share:.1f} %" for share in (*shares, one.another)]
+            shares = [share for kind in KINDS for share in (*one.halves[kind], one.lost[kind])]
+            cells = [f"{100 * share:.1f} %" for share in (*shares, *one.another)]
             print(f"| {one.block} | {one.role} | {' | '.join(cells)} |", flush=True)
 
 

@@ -205,12 +205,16 @@ def test_evaluate_takes_images_that_were_trained_on_or_held_out_and_statistics_a
         (("digits",), "experiment.json: no such file"),
         (("digits", "--images", "held-out"), "--images: given held-out, but digits holds none out; allowed: test, tr"),
         (("digits", "--seed", "7"), "record.json: no such file; get it anew"),
+        (
+            ("ablation-digits-symba-layer-overlapping", "--restated"),
+            "--restated: ablation-digits-symba-layer-overlapping has layer norm, without statistics; leave it out",
+        ),
         (("digits", "--precision", "float8"), "evaluate: training.precision: given 'float8'; allowed: float32, "),
     ],
 )
 def test_evaluate_says_in_one_line_what_is_missing(project, options, says):
     if len(options) > 1:
-        project.stages(["check", "digits"])  # `evaluate` prepares the data itself
+        project.stages(["check", options[0]])  # `evaluate` prepares the data itself
     done = project.call("ffrepro", "evaluate", *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert says in done.stderr

@@ -25,9 +25,10 @@ from ffrepro import (
 from ffrepro.data import Split
 from ffrepro.engine import Engine, Graphs, draw
 from ffrepro.errors import MachineError
+from ffrepro.network import Block
 from ffrepro.step import optimizers
 from ffrepro.training import build
-from pipelines import gpu
+from pipelines import gpu, precision
 
 pytestmark = [
     pytest.mark.cuda,
@@ -81,6 +82,22 @@ def test_a_float32_step_of_the_large_network_is_as_near_to_float64_as_the_cpus(s
     assert {one["block"] for one in found} == set(range(1, 13))
     for one in found:
         assert one["gpu"] < 3 * one["cpu"] + 1e-5
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_by_rounding_is_what_autocast_computes(small, kind, parity, monkeypatch):
+    """By rounding in float32, as tests/test_precision.py does on a CPU, which has no fast float16 to compare with."""
+    monkeypatch.setattr(Block, "_folds", lambda *_: False)
+    chosen, split = small(precision=kind, batch=64), images(64).to(CUDA)
+    draws = draw(chosen, 0, 0, 64).to(CUDA)
+    network, exact = build(chosen, 0, CUDA).train(), evaluation.in_float32(chosen)
+    float32, _ = precision.gradients(network, exact, split, draws, parity)
+    rounded, _ = precision.gradients(network, exact, split, draws, parity, kind)
+    autocast, _ = precision.gradients(network, chosen, split, draws, parity)
+    for block, its in rounded.items():
+        apart, off = precision.likeness(its, autocast[block]), precision.likeness(its, float32[block])
+        assert apart.distance < off.distance / 2, (block, apart, off)
 
 
 def test_augmentation_is_the_cpus_bit_for_bit():

@@ -155,7 +155,9 @@ def test_stopped_killed_and_run_again_it_reproduces_the_committed_bits(image, re
         assert shell(f"docker wait {name}").stdout.strip() == str(code)
         lines = shell(f"docker logs {name}").stderr
         assert "Traceback" not in lines
-        assert how == "kill" or lines.endswith("interrupted; the same command goes on from the last checkpoint\n")
+        assert how == "kill" or lines.endswith(
+            "interrupted; a training goes on from its last checkpoint with the same command\n"
+        )
         assert shell(f"docker rm {name}").returncode == 0
     done = run("reproduce digits --json", out, f"-e FFREPRO_IMAGE_ID={image}")
     assert "going on after epoch" in done.stderr

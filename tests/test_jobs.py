@@ -111,7 +111,7 @@ def test_stopped_local_jobs_end_in_order_and_go_on(project):
     process.send_signal(signal.SIGTERM)
     assert "Traceback" not in process.communicate()[1]
     assert process.returncode == 143
-    stopped = ("failed", "interrupted; the same command goes on from the last checkpoint")
+    stopped = ("failed", "interrupted; a training goes on from its last checkpoint with the same command")
     assert states(project)["digits-0"] == stopped
     assert states(project)["digits-1"] == ("failed", "ended before it began")
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0

@@ -378,7 +378,7 @@ def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project)
         assert process.returncode == code
         assert out == ""
         assert "Traceback" not in err
-        assert err.endswith("ffrepro: interrupted; the same command goes on from the last checkpoint\n")
+        assert err.endswith("ffrepro: interrupted; a training goes on from its last checkpoint with the same command\n")
         # DVC would train the next seed; where it has begun that before it was told, it ends before the first epoch
         assert len({path for path, at in saved().items() if at > before}) == 1
         assert "had been killed" not in err  # DVC has put its locks away

@@ -45,6 +45,23 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
         r"digits-0: [01] of 360 predictions differ from the run's own, in goodness.safetensors; goodness within .* %",
         second,
     )
+    restated = trained.call("ffrepro", "evaluate", "digits", "--weights", "released", "--restated")
+    assert restated.returncode == 0, restated.stderr
+    assert restated.stdout.count("\n") == 1  # another network's predictions are not the run's
+    assert " in float32, statistics anew; " in restated.stdout
+
+
+def test_what_half_precision_does_to_trained_weights_own_and_released(trained):
+    assert release(trained).returncode == 0
+    tables = []
+    for weights in ("own", "released"):
+        done = trained.call("python", "-m", "pipelines.precision", "digits", "0", "--weights", weights)
+        assert done.returncode == 0, done.stderr
+        title, _, *table = done.stdout.splitlines()
+        assert title == f"digits-0, {weights} weights, a batch of 32"
+        tables.append(table)
+    assert len(tables[0]) == 9
+    assert tables[0] != tables[1]
 
 
 def test_released_weights_of_another_training_are_found(trained):

@@ -408,7 +408,9 @@ def test_ctrl_c_ends_a_stalled_download_at_once(server, tmp_path, root, where):
         finally:
             child.kill()
     assert child.returncode == 128 + signal.SIGINT
-    assert error.splitlines() == ["ffrepro: interrupted; the same command goes on from the last checkpoint"]
+    assert error.splitlines() == [
+        "ffrepro: interrupted; a training goes on from its last checkpoint with the same command"
+    ]
     assert [path.stat().st_size for path in left(tmp_path)] == ([500] if where == "body" else [])
 
 

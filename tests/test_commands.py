@@ -67,6 +67,8 @@ ELSEWHERE = {
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released --images training --first 10000": "by hand; tests/test_cli.py",
+    "ffrepro evaluate cifar10 --weights released --images training --first 10000 --restated": "by hand; "
+    "tests/test_release.py, with another row",
     "python -m pipelines.precision cifar10 0 --weights initial": "by hand; tests/test_precision.py, with another row",
     "python -m pipelines.precision cifar10 0 --weights released": "by hand",
     "ffrepro verify results/cifar10": "by hand",

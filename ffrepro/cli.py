@@ -303,8 +303,7 @@ def evaluate(
     if restated and row.network.norm != "batch":
         raise errors.UserError(f"--restated: {name} has {row.network.norm} norm, without statistics; leave it out")
     determinism.switch_on()
-    if not project.data(row.data.name).exists():
-        pipeline.run_stage(project, _settings(device, mirror, offline), "prepare", row.data.name)
+    pipeline.prepare(project, row.data.name, _settings(device, mirror, offline))
     train, test = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
     split = {Images.test: test, Images.training: train, Images.held_out: held_out}[images]

@@ -57,8 +57,7 @@ def prepare(project: Layout, params: Params, runs: Iterable[Run], settings: dict
     """
     rows = _check(project, params, runs)
     for data in dict.fromkeys(row.data.name for row in rows.values()):
-        if not project.data(data).exists():
-            pipeline.run_stage(project, settings, "prepare", data)
+        pipeline.prepare(project, data, settings)
 
 
 def _check(project: Layout, params: Params, runs: Iterable[Run]) -> dict[str, config.Experiment]:

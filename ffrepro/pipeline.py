@@ -237,18 +237,22 @@ def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments:
         raise error
 
 
+def prepare(project: Layout, name: str, settings: dict[str, str]) -> None:
+    """A data set by its stage, unless it is there. Raises UserError as `run_stage` does."""
+    if not project.data(name).exists():
+        run_stage(project, settings, "prepare", name)
+
+
 def prepared(project: Layout, row: Experiment, settings: dict[str, str]) -> "tuple[Split, Split] | None":
     """The row's prepared (training, test) splits, prepared now if need be; None, with the stage's own line on stderr,
     where the data cannot be had. The training split is without what the row holds out."""
     from ffrepro import data
 
-    path = project.data(row.data.name)
-    if not path.exists():
-        try:
-            run_stage(project, settings, "prepare", row.data.name)
-        except UserError:
-            return None
-    train, test = data.load(path)
+    try:
+        prepare(project, row.data.name, settings)
+    except UserError:
+        return None
+    train, test = data.load(project.data(row.data.name))
     return data.held_out(train, row.data.held_out)[0], test
 
 

@@ -9,6 +9,7 @@ spends its time in. Images are random pixels. Each part that fails says so in th
 
 import argparse
 import gc
+import math
 import statistics
 import sys
 import time
@@ -67,14 +68,16 @@ def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
         exact = _exact_gradients(row, parity)
         sides = {"cpu": _gradients(row, parity, torch.device("cpu")), "gpu": _gradients(row, parity, device)}
         for block in sides["cpu"]:
-            away = {side: _distance(its[block], exact[block]) for side, its in sides.items()}
+            away = {side: distance(its[block], exact[block]) for side, its in sides.items()}
             found.append({"parity": parity, "block": block, **away})
     return found
 
 
-def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """|a - b| / |b| over a block's tensors; infinite where only b is 0."""
     apart = sum((value.double() - b[name]).square().sum().item() for name, value in a.items())
-    return float((apart / sum(b[name].square().sum().item() for name in a)) ** 0.5)
+    length = sum(b[name].double().square().sum().item() for name in a)
+    return math.sqrt(apart / length) if length else math.inf if apart else 0.0
 
 
 def _gradients(row: Experiment, parity: int, device: torch.device) -> dict[int, dict[str, torch.Tensor]]:

@@ -16,9 +16,7 @@ Prints for each block, and for each of its two roles in overlapping updates:
 """
 
 import argparse
-import copy
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +35,6 @@ from ffrepro import (
     engine,
     errors,
     layout,
-    negatives,
     network,
     pipeline,
     proof,
@@ -49,7 +46,7 @@ from ffrepro.data import Split
 from ffrepro.errors import UserError
 from ffrepro.network import Convolutional
 from pipelines.away import seed
-from pipelines.gpu import by_block
+from pipelines.gpu import by_block, distance
 
 KINDS = ("float16", "bfloat16")
 Gradients = dict[int, dict[str, Tensor]]  # by block, from 1, and tensor
@@ -119,10 +116,10 @@ def gradients(
 
     trained stays as it is. row: in float32; `kind` is the precision that values are rounded to.
     """
-    copied = copy.deepcopy(trained)
-    memory = negatives.memory(len(train.labels), row.classes, train.images.device)
-    made = engine.Engine(copied, steps.optimizers(copied, row.training), memory, train, row)
-    made.draws = draws
+    made = devices.untrained(row, train)
+    made.draws, copied = draws, made.network
+    assert isinstance(copied, Convolutional)
+    copied.load_state_dict(trained.state_dict())
     blocks = {id(block.conv.weight): number for number, block in enumerate(copied.blocks, 1)}
     lost: dict[tuple[int, str], float] = {}
 
@@ -141,10 +138,8 @@ def gradients(
 
 def likeness(its: dict[str, Tensor], exact: dict[str, Tensor]) -> Likeness:
     """Of a block's gradients to the exact ones."""
-    mine, true = (torch.cat([part[name].double().flatten() for name in exact]) for part in (its, exact))
-    apart, length = float((mine - true).norm()), float(true.norm())
-    distance = apart / length if length else math.inf if apart else 0.0
-    return Likeness(distance, float((mine.sign() == true.sign()).double().mean()))
+    mine, true = (torch.cat([part[name].flatten() for name in exact]) for part in (its, exact))
+    return Likeness(distance(its, exact), float((mine.sign() == true.sign()).double().mean()))
 
 
 def findings(trained: Convolutional, row: Experiment, train: Split, batches: list[engine.Draws]) -> Iterator[Finding]:
@@ -154,7 +149,6 @@ def findings(trained: Convolutional, row: Experiment, train: Split, batches: lis
     """
     draws, other = batches
     row, update = config.changed(row, {"training.precision": "float32"}), row.training.update
-    trained.train()
     for parity in range(2 if update == "overlapping" else 1):
         exact, _ = gradients(trained, row, train, draws, parity)
         another, _ = gradients(trained, row, train, other, parity)
@@ -197,8 +191,7 @@ def main(*arguments: str) -> None:
         row, trained = run.row, proof.network(run, device, released=released)
     if not isinstance(trained, Convolutional):
         raise UserError(f"{name}: does not convolve and learn block by block; allowed: a row that does")
-    if not project.data(row.data.name).exists():
-        pipeline.run_stage(project, {}, "prepare", row.data.name)
+    pipeline.prepare(project, row.data.name, {})
     train = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)[0].to(device)
     batch = torch.arange(row.training.batch)
     batches = [  # the first of each of two epochs that no training had

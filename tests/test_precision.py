@@ -16,12 +16,8 @@ def batches(row, digits):
     made = training.build(chosen, 0, torch.device("cpu")).train()
     train = digits[0]
     draws, size = engine.draw(chosen, 0, 0, len(train.labels)), chosen.training.batch
-    return (
-        made,
-        chosen,
-        train,
-        [draws.rows(torch.arange(first, first + size)) for first in (0, len(train.labels) - size)],
-    )
+    both = [draws.rows(torch.arange(first, first + size)) for first in (0, len(train.labels) - size)]
+    return made, chosen, train, both
 
 
 def test_values_and_gradients_are_rounded_and_what_becomes_0_is_told():
@@ -52,9 +48,8 @@ def test_it_is_what_autocast_computes(batches, parity, monkeypatch):
 
 
 def test_likeness_by_hand():
-    its, exact = (
-        {"a": torch.tensor(a), "b": torch.tensor(b)} for a, b in (([4.5, 1], [-0.25, 0]), ([4.0, 1], [0.5, 0]))
-    )
+    both = ([4.5, 1.0], [-0.25, 0.0]), ([4.0, 1.0], [0.5, 0.0])
+    its, exact = ({"a": torch.tensor(a), "b": torch.tensor(b)} for a, b in both)
     assert precision.likeness(its, exact) == (pytest.approx(math.sqrt((0.25 + 0.5625) / 17.25)), 0.75)
     nothing, something = {"a": torch.zeros(2)}, {"a": torch.ones(2)}
     assert precision.likeness(nothing, nothing) == (0, 1)

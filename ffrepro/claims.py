@@ -33,8 +33,9 @@ def difference(pairs: list[tuple[str, str]], rows: Mapping[str, dict[str, Any]])
     return found, p_above(found, error), p_above(-found, error)
 
 
-def judge(claim: Claim, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The claim's outcome by its rows' results: {"mean", "std", "n"} in percent by name, of those rows that have any.
+def judge(claim: Claim, rows: Mapping[str, dict[str, Any]], gaps: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The claim's outcome by its rows' results: {"mean", "std", "n"} in percent by name, of those rows that have any;
+    gaps: what there is of others, such as "1 of 5 seeds".
 
     `each: false`: the mean over pairs decides, supported at p < 0.05 for higher, contradicted at p < 0.05 for lower.
     `each: true`: every pair must hold. Supported when each is at p < 0.05 (intersection-union: p is the largest, and
@@ -53,7 +54,8 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "p_reversed": None,
     }
     if missing := [name for name in names if name not in rows]:
-        return {**outcome, "verdict": NOT_RUN, "why": f"no results of {', '.join(missing)}"}
+        each = (f"{name} ({gaps[name]})" if gaps and name in gaps else name for name in missing)
+        return {**outcome, "verdict": NOT_RUN, "why": f"no results of {', '.join(each)}"}
     if single := [name for name in names if rows[name]["n"] < 2]:
         return {**outcome, "verdict": INCONCLUSIVE, "why": f"1 seed does not tell the spread: {', '.join(single)}"}
     tests = [difference([pair], rows) for pair in pairs] if claim.each else [difference(pairs, rows)]
@@ -76,14 +78,16 @@ def check(claims: Mapping[str, Claim], rows: Mapping[str, Experiment]) -> None:
 
 
 def read(project: Layout) -> list[dict[str, Any]]:
-    """The outcome of every claim in each of its tables, by the runs here where a row has them, else by the
-    committed reference (`sources` names both where both were taken)."""
+    """The outcome of every claim in each of its tables, by the runs here where a row has them, else by what is
+    committed of it (`sources` names each that was taken): a reference, or released runs of all its seeds."""
     rows, claims = config.load(project.params).experiments, read_claims(project.paper)
     check(claims, rows)
-    found = results.known(project)
+    known = results.known(project)
+    gaps = {name: result.gap for name, result in known.items() if result.gap}
+    found = {name: result for name, result in known.items() if name not in gaps}
     accuracies = {name: result.accuracy for name, result in found.items()}
     outcomes = []
     for name, claim in claims.items():
         sources = {found[row].source for pair in claim.pairs for row in pair if row in found}
-        outcomes.append({"id": name, **judge(claim, accuracies), "sources": sorted(sources)})
+        outcomes.append({"id": name, **judge(claim, accuracies, gaps), "sources": sorted(sources)})
     return outcomes

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ffrepro import config, record, report, results, targets
+from ffrepro import config, record, results, targets
 from ffrepro.config import Experiment
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -210,9 +210,9 @@ def strokes(image: "NDArray[Any]") -> list[tuple[str, list[Stroke]]]:
 
 
 def whole_runs(row: Row) -> list[dict[str, Any]]:
-    """metrics and record of every seed, which must be the row's: `report.collect`, for files that hold anything."""
+    """metrics and record of every seed, which must be the row's: `results.collect`, for files that hold anything."""
     try:
-        runs = report.collect(row.name, row.experiment, row.seeds, row.place)
+        runs = results.collect(row.name, row.experiment, row.seeds, row.place)
         timed(runs), depth(runs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{row.name}: metrics or record are not what the stages write ({error!r})") from None

@@ -121,12 +121,19 @@ def _headline(project: Layout, rows: list[dict[str, str]]) -> str:
         return f'<p class="lead">There is no row {HEADLINE} here.</p>'
     target = line["target (%)"]
     against = "It has no target." if target == "none" else f"Its target: {target}, in percent."
-    start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: {_word(line["verdict"])}</p>\n'
+    start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: %s</p>\n'
+    command = f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it"
+    known = results.known(project).get(HEADLINE)
+    if known and known.source == results.RELEASED:
+        word = f"{known.gap}, no verdict" if known.gap else _word(tables.word(project, HEADLINE, known))
+        found = escape(f"Released: {report.measured_accuracy(known)}, on {known.device}. {against}")
+        return f"{start % word}<p>{found} <code>ffrepro verify results/{HEADLINE}</code> checks it, {command} here.</p>"
+    word = _word(line["verdict"])
     if line["verdict"] == NOT_RUN:
-        return f"{start}<p>{escape(against)} <code>ffrepro reproduce {HEADLINE}</code> trains and judges it.</p>"
+        return f"{start % word}<p>{escape(against)} {command}.</p>"
     result = record.read_json(project.verdict(HEADLINE))
     why = f"The rule: {result['rule']}. Here {result['why']}{report.p_text(result['p'])}."
-    return f"{start}<p>Measured: {escape(line['accuracy (%)'])}. {escape(against)} {escape(why)}</p>"
+    return f"{start % word}<p>Measured: {escape(line['accuracy (%)'])}. {escape(against)} {escape(why)}</p>"
 
 
 def _counts(rows: list[dict[str, str]]) -> str:
@@ -137,11 +144,13 @@ def _counts(rows: list[dict[str, str]]) -> str:
 
 
 def _counted(project: Layout, rows: list[dict[str, str]]) -> str:
-    committed = sum(result.source == results.COMMITTED for result in results.known(project).values())
-    return (
+    sources = Counter(result.source for result in results.known(project).values())
+    text = (
         f"Of {_many(len(rows), 'experiment')}, by runs of their own seeds here. "
-        f"{committed} of those not run have a committed reference, which no rule judges."
+        f"{sources[results.COMMITTED]} of those not run have a committed reference, which no rule judges"
     )
+    released = f", {sources[results.RELEASED]} released runs of own seeds" if sources[results.RELEASED] else ""
+    return f"{text}{released}."
 
 
 def _outcomes(outcomes: list[dict[str, Any]]) -> str:

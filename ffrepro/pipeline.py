@@ -263,6 +263,6 @@ def train_references(project: Layout, name: str, row: Experiment, settings: dict
         run_stage(project, settings, "check", name, "results")
         run_stage(project, settings, "prepare", row.data.name)
         for seed in row.verdict.reference_seeds:
-            if not (project.run(name, seed) / "record.json").exists():  # `report.collect` compares its parameters
+            if not (project.run(name, seed) / "record.json").exists():  # `results.collect` compares its parameters
                 run_stage(project, settings, "train", name, str(seed), "results")
             run_stage(project, settings, "evaluate", name, str(seed), "results")

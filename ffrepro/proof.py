@@ -28,7 +28,7 @@ from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.report import percent
 from ffrepro.targets import Target, read_targets, spread, target_of
-from ffrepro.verdict import EXIT_CODES, NOT_REPRODUCED, REPRODUCED, verdict
+from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, verdict
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
 
@@ -48,7 +48,7 @@ class Rung(NamedTuple):
     what: str
     found: str
     holds: bool | None = True
-    accuracy: float | None = None  # in percent, computed here from weights and labels: what statistics are made of
+    accuracy: float | None = None  # in percent, computed here: what statistics are made of, shown where it holds
 
 
 class Run(NamedTuple):
@@ -353,7 +353,7 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
             raise UserError(f"{run.folder / 'metrics.json'}: broken link: {what}")
     if own is None:
         text = f"{run.metrics['accuracy']:.2f} % of {len(test.labels)} test images, from goodness and labels alone"
-        yield Rung("metrics", text, None)
+        yield Rung("metrics", text, None, run.metrics["accuracy"])
     else:
         accuracy = evaluation.metrics(own, test.labels, vote)["accuracy"]
         text = f"{accuracy:.2f} % of {len(test.labels)} test images, from weights and labels"
@@ -529,34 +529,50 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
 
 
-def statistics(runs: list[Run], accuracies: list[float | None], target: Target | None) -> tuple[Rung, int]:
-    """The row's verdict from the accuracies that were computed here, one a run, and its exit code."""
-    row, seeds = runs[0].row, sorted(run.facts["seed"] for run in runs)
-    known = [value for value in accuracies if value is not None]
-    reference = seeds == sorted(row.verdict.reference_seeds) and target is not None and target.kind == "reference"
-    if not reference and seeds != sorted(row.seeds):
-        declared = ", ".join(map(str, row.seeds))
-        return Rung("statistics", f"told of a row's folder with all its declared seeds ({declared})", None), 0
-    if len(known) < len(runs):
-        return Rung("statistics", "cannot be told: not every accuracy could be computed from weights here", None), 4
-    ours = spread(known)
-    if reference:
-        assert target is not None
+def statistics(runs: list[Run], metrics: list[Rung], target: Target | None) -> Iterator[tuple[Rung, int]]:
+    """What the runs in a row's folder say together, with exit codes: whether its reference is what
+    results/reference.json says, and the verdict on its declared seeds.
+
+    metrics: that rung of each run. An accuracy that only goodness tells, without weights, counts, but what follows from
+    it is told as well, not shown.
+    """
+    row = runs[0].row
+    found = {run.facts["seed"]: rung for run, rung in zip(runs, metrics, strict=True)}
+    known = {seed: rung.accuracy for seed, rung in found.items() if rung.accuracy is not None}
+    told = [str(seed) for seed, rung in found.items() if not rung.holds]
+    if len(known) < len(found):
+        yield Rung("statistics", "cannot be told without the test labels", None), EXIT_CODES[INCONCLUSIVE]
+        return
+
+    def rung(text: str, holds: bool | None, code: int) -> tuple[Rung, int]:
+        if told:
+            text = f"{text}; told by goodness alone, not shown: no weights of seed {', '.join(told)} here"
+            return Rung("statistics", text, None), EXIT_CODES[INCONCLUSIVE]
+        return Rung("statistics", text, holds), code
+
+    references, own = row.verdict.reference_seeds, [seed for seed in row.seeds if seed in known]
+    if target and target.kind == "reference" and known.keys() >= set(references):
+        ours = spread([known[seed] for seed in references])
         same = math.isclose(ours["mean"], target.mean) and math.isclose(ours["std"] or 0, target.std or 0)
         text = "as committed" if same else "not what results/reference.json says"
-        return Rung(
-            "statistics", f"these runs are the reference itself: {percent(ours)}, {text}", same
-        ), 0 if same else 3
+        yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, 0 if same else 3)
+        if not own:
+            return
+    against = percent(target.model_dump()) if target else "no target"
+    if missing := [str(seed) for seed in row.seeds if seed not in known]:
+        so_far = f"{percent(spread([known[seed] for seed in own]))} so far against {against}: " if own else ""
+        text = f"{so_far}inconclusive: {len(own)} of {len(row.seeds)} declared seeds, without {', '.join(missing)}"
+        yield rung(text, None, EXIT_CODES[INCONCLUSIVE])
+        return
     summary = {
-        "accuracy": ours,
+        "accuracy": spread([known[seed] for seed in own]),
         "target": target.model_dump() if target else None,
         "test_images": runs[0].metrics["images"],
     }
     result = verdict(summary, row.verdict)
-    against = percent(target.model_dump()) if target else "no target"
     word = result["verdict"]
-    text = f"{percent(ours)} against {against}: {word}: {result['why']}"
-    return Rung("statistics", text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word)), EXIT_CODES[word]
+    text = f"{percent(summary['accuracy'])} against {against}: {word}: {result['why']}"
+    yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word])
 
 
 def report(path: Path, project: Layout, params: Params, data: Data, device: torch.device) -> int:
@@ -566,7 +582,7 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     """
     determinism.switch_on()
     runs: list[Run] = []
-    accuracies: list[float | None] = []
+    metrics: list[Rung] = []
     splits, code = None, 0
     for folder in runs_of(path):
         run = read(folder)
@@ -575,23 +591,26 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         print(f"{name}, seed {run.facts['seed']}")
         _print(row)
         committed = project.committed_records(name)
-        accuracies.append(None)
         for rung in ladder(run, splits, committed, device):
             _print(rung)
-            accuracies[-1] = rung.accuracy if rung.what == "metrics" else accuracies[-1]
+            metrics += [rung] if rung.what == "metrics" else []
             code = 3 if rung.holds is False else code
         runs.append(run)
     print(f"{name}, {len(runs)} seed{'s' * (len(runs) > 1)}")
     rung = _self_repeat(runs[0].row, device)
     _print(rung)
     code = 3 if rung.holds is False else code
-    rung, judged = statistics(
-        runs, accuracies, target_of(read_targets(project.paper, project.reference), name, run.row)
-    )
-    _print(rung)
+    if path.is_file() or (path / "record.json").exists():  # one run
+        seeds = ", ".join(map(str, runs[0].row.seeds))
+        _print(Rung("statistics", f"told of a row's folder with all its declared seeds ({seeds})", None))
+    else:
+        target = target_of(read_targets(project.paper, project.reference), name, runs[0].row)
+        for rung, judged in statistics(runs, metrics, target):
+            _print(rung)
+            code = code or judged
     for rung in _claims(project, name):
         _print(rung)
-    return code or judged
+    return code
 
 
 def _claims(project: Layout, name: str) -> Iterator[Rung]:

@@ -3,19 +3,13 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
-
-from pydantic import ConfigDict, Field, ValidationError
+from typing import Any
 
 from ffrepro import config, errors, record, results
-from ffrepro.config import Experiment, Section, training_parameters
-from ffrepro.errors import UserError
+from ffrepro.config import Experiment
 from ffrepro.layout import Layout
 from ffrepro.targets import (
-    Percent,
-    Seconds,
     Target,
-    Text,
     measured,
     read_paper,
     read_references,
@@ -28,86 +22,10 @@ from ffrepro.targets import (
 NOT_RUN = "not run"
 
 
-class _Read(Section):
-    """What is read of a file that holds more, which `ffrepro verify` looks at."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Metrics(_Read):
-    accuracy: Percent
-    blocks: dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}$")], Percent] = Field(min_length=1)
-
-
-class _Environment(_Read):
-    device: Text
-    gpu: Text | None = None
-
-
-class _Record(_Read):
-    ffrepro: Text
-    environment: _Environment
-    seconds: Seconds
-
-
-def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout) -> list[dict[str, Any]]:
-    """{"metrics", "record"} of exactly the given seeds, in their order.
-
-    Raises UserError for missing, damaged runs and those of other parameters, all such seeds in one line, and for a run
-    of a seed that is not declared: no seed is dropped, and no number of another run gets into the mean.
-    """
-    folder = project.run(name, seeds[0]).parent
-    found = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
-    foreign = sorted(found - {str(seed) for seed in seeds})
-    if foreign:
-        raise UserError(
-            f"{folder.parent.name}/{name}: run {foreign[0]} is of no declared seed "
-            f"({', '.join(map(str, seeds))}); remove that folder, or declare the seed in params.yaml"
-        )
-    runs: list[dict[str, Any]] = []
-    failed: dict[int, str] = {}
-    for seed in seeds:
-        run = project.run(name, seed)
-        missing = [file for file in ("metrics.json", "record.json") if not (run / file).exists()]
-        if missing:
-            failed[seed] = f"no {' and no '.join(missing)}"
-            continue
-        try:
-            metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
-        except UserError as error:
-            failed[seed] = str(error).removeprefix(f"{run}/")
-            continue
-        try:
-            _Metrics.model_validate(metrics), _Record.model_validate(facts)
-        except ValidationError as error:
-            failed[seed] = f"{error.title.strip('_').lower()}.json is not what a stage writes"
-            continue
-        checks = {
-            "seed": (facts.get("seed"), seed),
-            "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
-            "weights": (metrics.get("weights"), facts.get("weights")),
-            "vote": (metrics.get("vote"), row.evaluation.vote),
-            "blocks": (list(metrics["blocks"]), list((runs[0]["metrics"] if runs else metrics)["blocks"])),
-        }
-        differs = [what for what, (has, wants) in checks.items() if has != wants]
-        if differs:
-            failed[seed] = f"of other {', '.join(differs)}"
-        runs.append({"metrics": metrics, "record": facts})
-    if failed:
-        which = "; ".join(f"seed {seed}: {why}" for seed, why in failed.items())
-        count = f"{len(failed)} of {len(seeds)} declared seeds failed"
-        raise UserError(
-            f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: run `dvc repro` for them again"
-        )
-    return runs
-
-
 def summarise(name: str, row: Experiment, project: Layout, target: Target | None) -> dict[str, Any]:
     """What a row's runs say together: accuracy in percent with its spread, per block too, target, device, seconds."""
-    runs = collect(name, row, row.seeds, project)
-    records = [run["record"] for run in runs]
+    runs = results.collect(name, row, row.seeds, project)
     blocks = [run["metrics"]["blocks"] for run in runs]
-    devices = sorted({r["environment"].get("gpu") or r["environment"]["device"] for r in records})
     return {
         "experiment": name,
         "row": record.text_hash(config.canonical(row)),
@@ -116,8 +34,8 @@ def summarise(name: str, row: Experiment, project: Layout, target: Target | None
         "blocks": {block: spread([b[block] for b in blocks]) for block in blocks[0]},
         "test_images": config.SHAPES[row.data.name][2],
         "target": target.model_dump() if target else None,
-        "device": ", ".join(devices),
-        "seconds": sum(r["seconds"] for r in records),
+        "device": results.devices(runs),
+        "seconds": sum(run["record"]["seconds"] for run in runs),
     }
 
 
@@ -173,6 +91,11 @@ def percent(value: dict[str, Any]) -> str:
     if value["std"] is not None:
         text += f" ± {value['std']:.2f}"
     return text if value["n"] is None else f"{text} (n = {value['n']})"
+
+
+def measured_accuracy(result: results.Result) -> str:
+    """As `percent`; of released runs that are not all of the row's, 76.80 (1 of 5 seeds)."""
+    return f"{percent({**result.accuracy, 'n': None})} ({result.gap})" if result.gap else percent(result.accuracy)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -293,7 +216,7 @@ def of_table(project: Layout, name: str) -> str:
 
 
 def overview(project: Layout, table: str | None = None) -> str:
-    """Rows as a Markdown table: what each is, needs and costs, and what it is compared with.
+    """Rows as a Markdown table: what each is, needs and costs, its published accuracy and the one committed here.
 
     Of a table of paper.yaml, `all`, or (None) those that are like no other.
     """
@@ -307,25 +230,25 @@ def overview(project: Layout, table: str | None = None) -> str:
     else:
         errors.known("table", table, [*tables, "all"], prefix=f"no table {table!r} in paper.yaml")
         chosen = list(dict.fromkeys(tables[table].cells.values()))
-    published, references = read_paper(project.paper), read_references(project.reference)
+    published, committed = read_paper(project.paper), results.committed(project)
     header = ["experiment", "what", "data set", "blocks", "needs", "seeds"]
-    header += ["cost a seed", "published (%)", "reference (%)"]
+    header += ["cost a seed", "published (%)", "measured (%)"]
     lines = []
     for name in chosen:
-        row, ours = rows[name], references.get(name)
-        cost = f"{duration(ours.seconds)} on {ours.machine}" if ours else NOT_RUN
-        reference = percent({**ours.model_dump(), "n": len(ours.values)}) if ours else NOT_RUN
+        row, ours = rows[name], committed.get(name)
+        cost = f"{duration(ours.seconds)} on {ours.device}" if ours else NOT_RUN
+        accuracy = measured_accuracy(ours) if ours else NOT_RUN
         paper = percent(published[name].model_dump()) if name in published else "none"
         needs = {"cuda": "CUDA", "cpu": "CPU"}[row.requires]
         blocks = row.network.blocks
-        lines.append([name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, reference])
+        lines.append([name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, accuracy])
     return markdown(header, lines).rstrip()
 
 
 def write_reference(name: str, row: Experiment, project: Layout, machine: str) -> dict[str, Any]:
     """Put the accuracies of the row's reference runs below results/ into results/reference.json; returns the entry."""
     seeds = row.verdict.reference_seeds
-    runs = collect(name, row, seeds, project)
+    runs = results.collect(name, row, seeds, project)
     accuracy = spread([run["metrics"]["accuracy"] for run in runs])
     entry = {
         "seeds": list(seeds),

@@ -11,7 +11,7 @@ from ffrepro import config, errors, record, results, targets
 from ffrepro.deviations import shown
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.report import NOT_RUN, as_csv, markdown, percent
+from ffrepro.report import NOT_RUN, as_csv, markdown, measured_accuracy, percent
 
 COLUMNS = ("row", "column", "paper (%)", "ours (%)", "difference", "verdict", "seconds a seed", "results", "experiment")
 FORMATS = ("md", "tex", "csv", "json", "html")
@@ -40,25 +40,37 @@ class Printed(NamedTuple):
 def read(project: Layout) -> list[Printed]:
     """The tables of paper.yaml, filled with what is known. A cell of a row without results says "not run"."""
     rows, known = config.load(project.params).experiments, results.known(project)
-    published, against = targets.read_paper(project.paper), targets.read_targets(project.paper, project.reference)
+    published = targets.read_paper(project.paper)
     printed = []
     for name, table in targets.read_tables(project.paper).items():
         lines = []
         for cell, experiment in table.cells.items():
             errors.known("row", experiment, rows, prefix=f"paper.yaml: tables.{name}: no row {experiment!r}")
-            row = rows[experiment]
-            judged = results.judged(project, experiment, row, targets.target_of(against, experiment, row))
-            lines.append(_line(cell, experiment, published.get(experiment), known.get(experiment), judged))
+            lines.append(_line(project, cell, experiment, published.get(experiment), known.get(experiment)))
         printed.append(Printed(name, table.title, lines))
     return printed
 
 
+def word(project: Layout, name: str, ours: results.Result) -> str:
+    """The verdict on what was measured of a row. No rule judges a reference, nor runs of some of the declared seeds."""
+    if ours.source == results.COMMITTED:
+        return "reference"
+    if ours.gap:
+        return ours.gap
+    row = config.load(project.params).experiments[name]
+    target = targets.target_of(targets.read_targets(project.paper, project.reference), name, row)
+    if ours.source == results.HERE:
+        result = results.judged(project, name, row, target)
+        return str(result["verdict"]) if result else NOT_RUN
+    from ffrepro import verdict  # SciPy, which `ffrepro explain` need not wait for
+
+    against = target.model_dump() if target else None
+    summary = {"accuracy": ours.accuracy, "target": against, "test_images": config.SHAPES[row.data.name][2]}
+    return str(verdict.verdict(summary, row.verdict)["verdict"])
+
+
 def _line(
-    cell: str,
-    experiment: str,
-    paper: targets.Target | None,
-    ours: results.Result | None,
-    judged: dict[str, Any] | None,
+    project: Layout, cell: str, experiment: str, paper: targets.Target | None, ours: results.Result | None
 ) -> dict[str, str]:
     row, column = cell.split(".")
     values = [row, column, percent(paper.model_dump()) if paper else "not obtained", NOT_RUN, "", NOT_RUN, "", "", ""]
@@ -67,7 +79,7 @@ def _line(
         line |= {
             "ours (%)": percent(ours.accuracy),
             "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if paper else "",
-            "verdict": "reference" if ours.source == results.COMMITTED else judged["verdict"] if judged else NOT_RUN,
+            "verdict": word(project, experiment, ours),
             "seconds a seed": f"{ours.seconds:.0f}",
             "results": ours.source,
         }
@@ -186,12 +198,12 @@ class Origins:
             lines.append(f"target: {percent(target.model_dump())}, {target.kind}: {target.source}")
         if result is None:
             return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
-        folder, accuracy = result.folder, percent(result.accuracy)
+        folder, accuracy = result.folder, measured_accuracy(result)
         lines.append(f"ours: {accuracy}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}")
         for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
             path = Layout(self.project.root, folder).run(name, seed) / "record.json"
             lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
-        committed = result.source == results.COMMITTED
+        committed = result.source != results.HERE
         lines.append(f"commit: {_commit(self.project, f'results/{name}') if committed else 'runs are not committed'}")
         return "\n".join([*lines, f"parameters: {_parameters(row)}"])
 

@@ -192,6 +192,23 @@ def test_without_any_run_everything_says_not_run(root, tmp_path):
     assert "<pre>" not in text
 
 
+def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
+    made = small(root, tmp_path)
+    place, row = Layout(made.root, "results"), config.load(made.params).experiments["cifar10"]
+    record.write_text(config.canonical(row), place.experiment("cifar10"))
+    for seed, accuracy in enumerate((76.0, 78.0, 77.0, 77.5, 76.5)):
+        text = page.with_figures(made, [])
+        if seed == 3:
+            assert "<code>cifar10</code>: 3 of 5 seeds, no verdict</p>" in text
+            assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target: 83.51 ± 0.78 published, in" in text
+            assert "have a committed reference, which no rule judges, 1 released runs of own seeds." in text
+            assert "<dt>not run</dt><dd>13</dd>" in text
+        write_run(place, "cifar10", row, seed, accuracy)
+    text = page.with_figures(made, [])
+    assert '<code>cifar10</code>: <span class="word bad">not reproduced</span></p>' in text
+    assert "<p>Released: 77.00 ± 0.79 (n = 5), on A GPU. Its target: 83.51 ± 0.78 published, in percent." in text
+
+
 def test_every_row_of_every_table_is_there(project, html):
     printed = [row for table in tables.read(project) for row in table.rows]
     lines = printed + report.table(project) + [report.claim_cells(one) for one in claims.read(project)]

@@ -284,40 +284,71 @@ def test_a_run_evaluated_by_other_code_is_not_held_to_bits(runs, trained):
 def test_without_weights_nothing_is_more_than_told(runs, trained):
     (runs[0] / "weights.safetensors").unlink()
     rungs = climb(runs[0], trained)
-    assert (rungs["goodness"].holds, rungs["metrics"].holds, rungs["metrics"].accuracy) == (None, None, None)
+    assert (rungs["goodness"].holds, rungs["metrics"].holds) == (None, None)
+    assert rungs["metrics"].accuracy == record.read_json(runs[0] / "metrics.json")["accuracy"]
     (runs[0] / "goodness.safetensors").unlink()
     assert "nothing to check it by" in broken(runs[0], trained)
 
 
-def judged(runs, params, accuracies, target, **rule):
-    """The statistics of the two runs as if they were all seeds of a row with that rule."""
-    row = params.experiments["digits"].model_copy(update={"seeds": (0, 1)})
-    both = [proof.read(folder)._replace(row=row) for folder in proof.runs_of(runs[0].parent)]
-    return proof.statistics(both, accuracies, target)
+def judged(runs, params, accuracies, target, holds=True, **rule):
+    """The statistics of the two runs as if they were of a row with that rule, by its seeds the row's only ones."""
+    row = params.experiments["digits"]
+    changed = {"seeds": rule.pop("seeds", (0, 1)), "verdict": row.verdict.model_copy(update=rule)}
+    both = [proof.read(folder)._replace(row=row.model_copy(update=changed)) for folder in proof.runs_of(runs[0].parent)]
+    metrics = [proof.Rung("metrics", "", holds, accuracy) for accuracy in accuracies]
+    return list(proof.statistics(both, metrics, target))
+
+
+PUBLISHED = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
+REFERENCE = Target(kind="reference", mean=90.0, std=0.5, n=2, values=[89.9, 90.1], source="here", row="a row")
+AS_COMMITTED = [90.0 - 0.125**0.5, 90.0 + 0.125**0.5]
 
 
 def test_the_verdict_is_made_of_what_was_computed_here(runs, params):
-    target = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
-    rung, code = judged(runs, params, [90.1, 89.9], target)
+    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED)
     assert (rung.holds, code) == (True, 0)
     assert rung.found.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
-    assert judged(runs, params, [50.1, 49.9], target)[1] == 3
-    rung, code = judged(runs, params, [90.1, None], target)
+    ((rung, code),) = judged(runs, params, [50.1, 49.9], PUBLISHED)
+    assert (rung.holds, code) == (False, 3)
+    ((rung, code),) = judged(runs, params, [90.1, 89.9], None)
     assert (rung.holds, code) == (None, 4)
-    assert judged(runs, params, [90.1, 89.9], None)[1] == 4
+    assert (
+        rung.found
+        == "90.00 ± 0.14 (n = 2) against no target: inconclusive: no published or reference value to compare with"
+    )
+
+
+def test_a_verdict_from_goodness_alone_is_told_and_not_shown(runs, params):
+    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, holds=None)
+    assert (rung.holds, code) == (None, 4)
+    assert rung.found.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
+    assert rung.found.endswith("]; told by goodness alone, not shown: no weights of seed 0, 1 here")
+    ((rung, code),) = judged(runs, params, [90.1, None], PUBLISHED)
+    assert (rung.holds, rung.found, code) == (None, "cannot be told without the test labels", 4)
+
+
+def test_every_declared_seed_counts_and_a_missing_one_leaves_no_verdict(runs, params):
+    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3, 1, 0))
+    assert (rung.holds, code) == (None, 4)
+    assert rung.found == "90.00 ± 0.14 (n = 2) so far against 90.00: inconclusive: 2 of 3 declared seeds, without 3"
+    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3,))
+    assert (rung.found, code) == ("inconclusive: 0 of 1 declared seeds, without 3", 4)
 
 
 def test_runs_that_are_the_reference_are_compared_with_what_is_committed(runs, params):
-    target = Target(kind="reference", mean=90.0, std=0.5, n=2, values=[89.9, 90.1], source="here", row="a row")
-    row = params.experiments["digits"]
-    row = row.model_copy(update={"verdict": row.verdict.model_copy(update={"reference_seeds": (0, 1)}), "seeds": (2,)})
-    both = [proof.read(folder)._replace(row=row) for folder in proof.runs_of(runs[0].parent)]
-    assert proof.statistics(both, [90.0 - 0.125**0.5, 90.0 + 0.125**0.5], target) == (
-        proof.Rung("statistics", "these runs are the reference itself: 90.00 ± 0.50 (n = 2), as committed"),
-        0,
-    )
-    rung, code = proof.statistics(both, [90.0, 91.0], target)
+    mine = {"reference_seeds": (0, 1), "seeds": (2,)}
+    assert judged(runs, params, AS_COMMITTED, REFERENCE, **mine) == [
+        (proof.Rung("statistics", "these runs are the reference itself: 90.00 ± 0.50 (n = 2), as committed"), 0)
+    ]
+    ((rung, code),) = judged(runs, params, [90.0, 91.0], REFERENCE, **mine)
     assert (rung.holds, code) == (False, 3)
+
+
+def test_a_reference_and_the_rows_own_runs_beside_it_are_both_told_of(runs, params):
+    (reference, _), (own, code) = judged(runs, params, [90.0, 91.0], REFERENCE, reference_seeds=(1,), seeds=(0,))
+    assert reference.found == "these runs are the reference itself: 91.00 (n = 1), not what results/reference.json says"
+    assert own.found.startswith("90.00 (n = 1) against 90.00 ± 0.50 (n = 2): inconclusive: the interval is [")
+    assert code == 4
 
 
 def test_a_foreign_weights_file(runs, trained):
@@ -467,8 +498,9 @@ def test_the_command_climbs_all_seeds_of_a_row(home):
     )
     assert "statistics: told of a row's folder with all its declared seeds (0, 1, 2)" in done.stdout
     done = verify(home, "runs/digits")
-    assert done.returncode == 0
+    assert done.returncode == 4
     assert "digits, seed 0\n" in done.stdout
+    assert ": inconclusive: 2 of 3 declared seeds, without 2\n" in done.stdout
 
 
 def test_a_row_that_params_yaml_does_not_have_is_told_of(home, tmp_path):

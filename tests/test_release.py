@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from ffrepro import checkpoint, devices, layout, proof, record, training
+from ffrepro import checkpoint, devices, layout, proof, record, targets, training
 
 
 @pytest.fixture
@@ -159,3 +159,16 @@ def test_the_published_run_was_trained_twice_to_the_same_bits(published):
     again = record.read_json(published.experiment("cifar10").parent / "again-0.json")
     assert len(again) == 145
     assert again == run.facts["chain"][:145]
+
+
+def test_the_verdict_in_the_readme_is_what_verify_says(root, published, params):
+    row = params.experiments["cifar10"]
+    runs = [proof.read(folder) for folder in proof.runs_of(published.experiment("cifar10").parent)]
+    # what each one's own rung says of goodness and labels, `verify` checks; here is no data set
+    metrics = [
+        proof.Rung("metrics", "", None if run.weights is None else True, run.metrics["accuracy"]) for run in runs
+    ]
+    target = targets.target_of(targets.read_targets(published.paper, published.reference), "cifar10", row)
+    ((rung, _),) = proof.statistics(runs, metrics, target)
+    for name in ("README.md", "docs/cifar10.md"):
+        assert f"-- statistics: {rung.found}\n" in (root / name).read_text()

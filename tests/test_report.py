@@ -1,6 +1,7 @@
 """Runs, targets, summaries and tables; nothing here trains: a run is a folder with two small JSON files."""
 
 import csv
+import functools
 import json
 import shutil
 import statistics
@@ -10,7 +11,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from ffrepro import config, record, report, targets
+from ffrepro import claims, config, record, report, results, tables, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.verdict import verdict
@@ -70,6 +71,8 @@ def write_run(project, row, seed, accuracy, name="one", **changes):
     facts = {
         "seed": seed,
         "ffrepro": "0.1.0",
+        "code": "c0de" * 16,
+        "started": "2026-01-02T03:04:05+00:00",
         "parameters": record.text_hash(config.training_parameters(row)),
         "weights": f"weights {seed}",
         "environment": environment,
@@ -111,7 +114,7 @@ def one_line(call, *arguments):
 
 def test_runs_are_collected_in_the_order_of_the_seeds(ran, row):
     for seeds in ((0, 1, 2), (2, 0, 1)):
-        runs = report.collect("one", row, seeds, ran)
+        runs = results.collect("one", row, seeds, ran)
         assert [run["record"]["seed"] for run in runs] == list(seeds)
         assert [run["metrics"]["accuracy"] for run in runs] == [ACCURACIES[seed] for seed in seeds]
 
@@ -122,7 +125,7 @@ AGAIN = "; every declared seed counts: run `dvc repro` for them again"
 @pytest.mark.parametrize("file", ["record.json", "metrics.json"])
 def test_a_missing_run_is_refused(ran, row, file):
     (ran.run("one", 1) / file).unlink()
-    line = one_line(report.collect, "one", row, row.seeds, ran)
+    line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: no {file}{AGAIN}"
 
 
@@ -130,7 +133,7 @@ def test_all_failed_seeds_are_named_in_one_line(ran, row):
     (ran.run("one", 0) / "metrics.json").unlink()
     (ran.run("one", 1) / "metrics.json").write_text("{")
     write_run(ran, row, 2, 84.0, changed={("record.json", "weights"): "others"})
-    line = one_line(report.collect, "one", row, row.seeds, ran)
+    line = one_line(results.collect, "one", row, row.seeds, ran)
     start = "runs/one: 3 of 3 declared seeds failed: seed 0: no metrics.json; seed 1: metrics.json: not JSON ("
     assert line.startswith(start)
     assert line.endswith(f"; seed 2: of other weights{AGAIN}")
@@ -138,7 +141,7 @@ def test_all_failed_seeds_are_named_in_one_line(ran, row):
 
 def test_no_run_at_all_is_refused(small, row):
     both = "no metrics.json and no record.json"
-    line = one_line(report.collect, "one", row, row.seeds, small)
+    line = one_line(results.collect, "one", row, row.seeds, small)
     which = "; ".join(f"seed {seed}: {both}" for seed in (0, 1, 2))
     assert line == f"runs/one: 3 of 3 declared seeds failed: {which}{AGAIN}"
 
@@ -146,13 +149,13 @@ def test_no_run_at_all_is_refused(small, row):
 @pytest.mark.parametrize("foreign", ["3", "10", "00", "0.bak", "best"])
 def test_a_run_of_no_declared_seed_is_refused_by_name(ran, row, foreign):
     (ran.root / "runs" / "one" / foreign).mkdir()
-    line = one_line(report.collect, "one", row, row.seeds, ran)
+    line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line.startswith(f"runs/one: run {foreign} is of no declared seed (0, 1, 2); remove that folder")
 
 
 def test_files_beside_the_runs_are_none(ran, row):
     (ran.root / "runs" / "one" / "experiment.json").write_text("{}")
-    assert len(report.collect("one", row, row.seeds, ran)) == 3
+    assert len(results.collect("one", row, row.seeds, ran)) == 3
 
 
 @pytest.mark.parametrize(
@@ -168,24 +171,24 @@ def test_files_beside_the_runs_are_none(ran, row):
 )
 def test_a_run_of_something_else_is_refused(ran, row, file, key, value, what):
     write_run(ran, row, 1, 84.0, changed={(file, key): value})
-    line = one_line(report.collect, "one", row, row.seeds, ran)
+    line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: of other {what}{AGAIN}"
 
 
 def test_runs_of_the_row_before_an_edit_are_refused(ran, row):
     training = row.training.model_copy(update={"epochs": row.training.epochs + 1})
     edited = row.model_copy(update={"training": training})
-    line = one_line(report.collect, "one", edited, row.seeds, ran)
+    line = one_line(results.collect, "one", edited, row.seeds, ran)
     which = "; ".join(f"seed {seed}: of other training parameters" for seed in (0, 1, 2))
     assert line == f"runs/one: 3 of 3 declared seeds failed: {which}{AGAIN}"
     retitled = row.model_copy(update={"title": "A better title"})
-    assert len(report.collect("one", retitled, row.seeds, ran)) == 3
+    assert len(results.collect("one", retitled, row.seeds, ran)) == 3
 
 
 def test_a_damaged_run_is_one_line(ran, row):
     path = ran.run("one", 2) / "metrics.json"
     path.write_text('{"accuracy": ')
-    line = one_line(report.collect, "one", row, row.seeds, ran)
+    line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line.startswith("runs/one: 1 of 3 declared seeds failed: seed 2: metrics.json: not JSON (")
     assert line.endswith(f"delete it and run the stage that writes it again{AGAIN}")
 
@@ -374,9 +377,9 @@ def test_the_overview_names_what_a_row_is_needs_and_costs(small, row):
         "seeds": "3",
         "cost a seed": "14 s on 2 cores, no GPU",
         "published (%)": "83.51 ± 0.78",
-        "reference (%)": "84.50 ± 0.71 (n = 2)",
+        "measured (%)": "84.50 ± 0.71 (n = 2)",
     }
-    assert (two["needs"], two["cost a seed"], two["published (%)"], two["reference (%)"]) == (
+    assert (two["needs"], two["cost a seed"], two["published (%)"], two["measured (%)"]) == (
         "CPU",
         "not run",
         "none",
@@ -447,8 +450,96 @@ def test_a_published_value_goes_before_a_reference(small):
 def test_a_reference_takes_exactly_its_declared_seeds(small):
     with_reference(small)
     write_run(Layout(small.root, "results"), config.load(small.params).experiments["two"], 5, 99.0, "two")
-    assert one_line(with_reference, small).startswith("results/two: run 5 is of no declared seed (3, 4)")
+    assert one_line(with_reference, small).startswith("results/two: run 5 is of no declared seed (0, 1, 2, 3, 4)")
     assert targets.read_references(small.reference)["two"].values == (84.0, 85.0)
+
+
+def test_a_reference_can_be_measured_beside_released_runs(small):
+    release(small, "two", {0: 80.0})
+    with_reference(small)
+    assert targets.read_references(small.reference)["two"].values == (84.0, 85.0)
+    assert results.known(small)["two"].source == "committed"
+
+
+# Released runs
+
+
+def release(small, name, accuracies, **changes):
+    """Runs of a row's own seeds in results, as `pipelines.release` leaves them."""
+    place, row = Layout(small.root, "results"), config.load(small.params).experiments[name]
+    record.write_text(config.canonical(row), place.experiment(name))
+    for seed, accuracy in accuracies.items():
+        write_run(place, row, seed, accuracy, name, **changes)
+
+
+def test_released_runs_of_some_seeds_are_told_and_not_judged(small):
+    release(small, "one", {0: 76.0, 2: 78.0})
+    found = results.known(small)["one"]
+    assert found == results.Result("released", targets.spread([76.0, 78.0]), [0, 2], 11.0, "A GPU", "2 of 3 seeds")
+    one, two = cells(report.overview(small).replace("\\|", "/"))
+    assert (one["cost a seed"], one["measured (%)"]) == ("11 s on A GPU", "77.00 ± 1.41 (2 of 3 seeds)")
+    assert (two["cost a seed"], two["measured (%)"]) == ("not run", "not run")
+    assert report.table(small)[0]["verdict"] == "not run"
+    line = tables.read(small)[0].rows[0]
+    assert [line[column] for column in ("ours (%)", "difference", "verdict", "results")] == [
+        "77.00 ± 1.41 (n = 2)",
+        "-6.51",
+        "2 of 3 seeds",
+        "released",
+    ]
+    (claim,) = claims.read(small)
+    assert (claim["verdict"], claim["why"], claim["sources"]) == (
+        "not run",
+        "no results of one (2 of 3 seeds), two",
+        [],
+    )
+    told = tables.explain(small, "both.upper.left").splitlines()
+    assert "ours: 77.00 ± 1.41 (2 of 3 seeds), results/one, 11 s of training a seed, A GPU" in told
+
+
+@pytest.mark.parametrize(("offset", "word"), [(0.0, "reproduced"), (-9.0, "not reproduced"), (-1.5, "inconclusive")])
+def test_released_runs_of_all_seeds_are_judged_by_the_rule(small, offset, word):
+    release(small, "one", {seed: 83.51 + offset + add for seed, add in ((0, -0.1), (1, 0.1), (2, 0.0))})
+    assert results.known(small)["one"].gap == ""
+    assert tables.read(small)[0].rows[0]["verdict"] == word
+    with_reference(small)
+    (claim,) = claims.read(small)
+    assert claim["sources"] == ["committed", "released"]
+
+
+def test_runs_here_go_before_released_ones(ran, row):
+    release(ran, "one", {0: 76.0})
+    judge(ran, "one", row)
+    assert (results.known(ran)["one"].source, results.committed(ran)["one"].source) == ("here", "released")
+    assert tables.read(ran)[0].rows[0]["ours (%)"] == "84.17 ± 1.26 (n = 3)"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"seeds": [0, 1, 7]}, {"one": "1 of 3 seeds"}),
+        ({"seeds": [1, 2]}, {}),
+        ({"defaults.training.lr": 0.5}, {}),
+        ({"defaults.evaluation.vote": "all"}, {}),
+    ],
+)
+def test_released_runs_of_other_seeds_or_parameters_are_none(small, given, found):
+    release(small, "one", {0: 76.0})
+    assert {name: its.gap for name, its in results.known(small).items()} == {"one": "1 of 3 seeds"}
+    document = config.read_yaml(small.params)
+    for path, value in given.items():
+        *sections, field = path.split(".")
+        functools.reduce(dict.__getitem__, sections, document)[field] = value
+    YAML(typ="safe").dump(document, small.params)
+    assert {name: its.gap for name, its in results.known(small).items()} == found
+
+
+def test_a_damaged_released_run_is_one_line(small):
+    release(small, "one", {0: 76.0, 1: 77.0})
+    (Layout(small.root, "results").run("one", 1) / "metrics.json").write_text("{")
+    line = one_line(results.known, small)
+    assert line.startswith("results/one: 1 of 2 declared seeds failed: seed 1: metrics.json: not JSON (")
+    assert line.endswith("; every declared seed counts: restore what is committed")
 
 
 ENTRY = {

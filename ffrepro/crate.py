@@ -17,6 +17,7 @@ FILES = {  # of a run's folder: its media type, and what it is
     "metrics.json": ("application/json", "test accuracies, with the hashes of what they were made from"),
     "history.csv": ("text/csv", "losses, separations and throughput of each epoch"),
     "weights.safetensors": ("application/octet-stream", "trained weights"),
+    "released.safetensors": ("application/octet-stream", "trained weights, rounded to float16 to publish them"),
     "goodness.safetensors": ("application/octet-stream", "goodness of every test image under every label, per block"),
 }
 
@@ -40,7 +41,8 @@ def export(runs: list[Run], folder: Path) -> None:
     name, row = runs[0].facts["experiment"], runs[0].row
     crate = ROCrate()
     crate.name = f"ffrepro {name}: {row.title}"
-    crate.description = f"{len(runs)} Forward-Forward trainings of {name} by ffrepro, each with its record and metrics."
+    count = f"{len(runs)} Forward-Forward training{'s' * (len(runs) > 1)}"
+    crate.description = f"{count} of {name} by ffrepro, each with its record and metrics."
     crate.license = LICENCE
     crate.datePublished = max(datetime.fromisoformat(run.facts["ended"]) for run in runs)
     profile = crate.add(ContextEntity(crate, PROFILE, {"@type": "CreativeWork", "name": "Process Run Crate"}))

@@ -149,8 +149,9 @@ def _counted(project: Layout, rows: list[dict[str, str]]) -> str:
         f"Of {_many(len(rows), 'experiment')}, by runs of their own seeds here. "
         f"{sources[results.COMMITTED]} of those not run have a committed reference, which no rule judges"
     )
-    released = f", {sources[results.RELEASED]} released runs of own seeds" if sources[results.RELEASED] else ""
-    return f"{text}{released}."
+    if count := sources[results.RELEASED]:
+        text = f"{text}, and {count} {'has' if count == 1 else 'have'} released runs of own seeds"
+    return f"{text}."
 
 
 def _outcomes(outcomes: list[dict[str, Any]]) -> str:

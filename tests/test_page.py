@@ -201,7 +201,7 @@ def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
         if seed == 3:
             assert "<code>cifar10</code>: 3 of 5 seeds, no verdict</p>" in text
             assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target: 83.51 ± 0.78 published, in" in text
-            assert "have a committed reference, which no rule judges, 1 released runs of own seeds." in text
+            assert "have a committed reference, which no rule judges, and 1 has released runs of own seeds." in text
             assert "<dt>not run</dt><dd>13</dd>" in text
         write_run(place, "cifar10", row, seed, accuracy)
     text = page.with_figures(made, [])

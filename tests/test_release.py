@@ -34,6 +34,10 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
         assert rounded[name].dtype == wanted.dtype
         assert torch.equal(rounded[name], wanted)
     assert proof.read(results / "0").weights is None
+    exported = trained.call("ffrepro", "export", "results/digits", "--to", "crate")
+    assert exported.returncode == 0, exported.stderr
+    copied = trained.root / "crate" / "digits" / "0" / "released.safetensors"
+    assert copied.read_bytes() == (results / "0" / "released.safetensors").read_bytes()
 
     printed = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert printed.returncode == 0, printed.stderr

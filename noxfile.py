@@ -241,8 +241,12 @@ def dev(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lock(session: nox.Session) -> None:
-    """Renew requirements/*.txt: universal, hashed, without index addresses. `-- --upgrade` takes newer versions."""
-    for name, sources in LOCKS.items():
+    """Renew requirements/*.txt: universal, hashed, without index addresses. `-- --upgrade` takes newer versions.
+
+    The first is of everything that tests run with; the others take its versions of what they share with it.
+    """
+    for name, sources in {"dev": LOCKS["dev"], **LOCKS}.items():
+        shared = [] if name == "dev" else ["--constraint", "requirements/dev.txt"]
         target = Path("requirements") / f"{name}.txt"
         command = ["uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
         session.run(
@@ -251,6 +255,7 @@ def lock(session: nox.Session) -> None:
             "--no-annotate",
             "--quiet",
             *sources,
+            *shared,
             "-o",
             str(target),
             *session.posargs,

@@ -5,9 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffrepro import config, record
 from ffrepro.errors import UserError
-from ffrepro.proof import Run
+from ffrepro.proof import Run, network
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 LICENCE = "https://spdx.org/licenses/Apache-2.0"
@@ -25,7 +27,8 @@ FILES = {  # of a run's folder: its media type, and what it is
 def export(runs: list[Run], folder: Path) -> None:
     """Write the runs of one row as a crate into an empty or new folder, with a codecheck.yml beside its metadata.
 
-    Raises UserError when the folder holds something, or when the extra `rocrate` is not installed.
+    Raises UserError when the folder holds something, when released weights are another network's, or when the extra
+    `rocrate` is not installed.
     """
     if find_spec("rocrate") is None:
         raise UserError("export needs rocrate, the extra of that name: `nox -s dev` installs it")
@@ -35,6 +38,9 @@ def export(runs: list[Run], folder: Path) -> None:
         raise UserError(f"{config.plain(folder)}: cannot be read: {error.strerror}; give a new folder") from None
     if taken:
         raise UserError(f"{folder}: not an empty folder; give a new one")
+    for run in runs:  # all else in a run's folder has been read already
+        if (run.folder / "released.safetensors").exists():
+            network(run, torch.device("cpu"), released=True)
     from rocrate.model.contextentity import ContextEntity
     from rocrate.rocrate import ROCrate
 

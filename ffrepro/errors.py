@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import inspect
 import os
 import signal
 import sys
@@ -62,10 +63,32 @@ def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> N
         raise UserError(f"{prefix or f'no {kind} {name!r}'}; {hint}there are: {', '.join(few)}")
 
 
+def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | None:
+    """How to call a stage, for `--help`. Raises UserError, with the same, for what it cannot be called with: too much,
+    too little, a `seed` that is none. Of an entry point that takes any number of arguments, nothing is known here."""
+    parameters, module = inspect.signature(main).parameters, sys.modules[main.__module__]
+    if any(its.kind is its.VAR_POSITIONAL for its in parameters.values()):
+        return None
+    names = (name.upper() if its.default is its.empty else f"[{name.upper()}]" for name, its in parameters.items())
+    text = " ".join(["usage: python -m", module.__spec__.name if module.__spec__ else module.__name__, *names])
+    if arguments == ("--help",):
+        return f"{text}\n\n{(module.__doc__ or '').strip()}"
+    try:
+        seed = inspect.signature(main).bind(*arguments).arguments.get("seed", "0")
+    except TypeError:
+        raise UserError(f"given {' '.join(arguments) or 'nothing'}; {text}") from None
+    if not (seed.isascii() and seed.isdecimal()):
+        raise UserError(f"given {seed!r} as the seed; allowed: a whole number from 0 up; {text}")
+    return None
+
+
 def run(main: Callable[..., int | None], *arguments: str) -> int:
     """Call an entry point; its exit code, with UserError, Ctrl-C and SIGTERM as lines on stderr, not tracebacks."""
     with stoppable():
         try:
+            if text := usage(main, arguments):
+                print(text)
+                return 0
             code = main(*arguments) or 0
         except UserError as error:
             for line in str(error).splitlines():

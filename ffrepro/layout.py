@@ -9,8 +9,8 @@ from ffrepro.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below a project's root. `runs` is the folder of the runs: `runs`, or `results` for the committed
-    references."""
+    """Paths below a project's root. `runs` is the folder of the runs: `runs`, or `results` for what is
+    committed."""
 
     root: Path
     runs: str = "runs"

@@ -17,11 +17,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from ffrepro import __version__, claims, config, deviations, record, report, results, tables, verdict
+from ffrepro import __version__, claims, config, deviations, record, report, results, tables, targets, verdict
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.report import NOT_RUN
-from ffrepro.targets import read_tables
+from ffrepro.report import NOT_RUN, REFERENCE, percent
 
 if TYPE_CHECKING:
     from ffrepro.figures import Figure
@@ -36,7 +35,7 @@ KINDS = {
     claims.SUPPORTED: "good",
     claims.CONTRADICTED: "bad",
     NOT_RUN: "none",
-    "reference": "ref",
+    REFERENCE: "ref",
 }
 """How a verdict's word is drawn."""
 
@@ -90,7 +89,7 @@ def with_figures(project: Layout, figures: "Sequence[Figure]") -> str:
         version=escape(__version__),
         headline=_headline(project, rows),
         counts=_counts(rows),
-        counted=_counted(project, rows),
+        counted=_counted(rows),
         outcomes=_outcomes(outcomes),
         tables=_paper_tables(project),
         experiments=_grid("experiments", "By runs of their own seeds", report.COLUMNS, rows, prefix="row-"),
@@ -119,21 +118,24 @@ def _headline(project: Layout, rows: list[dict[str, str]]) -> str:
     line = next((row for row in rows if row["experiment"] == HEADLINE), None)
     if line is None:
         return f'<p class="lead">There is no row {HEADLINE} here.</p>'
-    target = line["target (%)"]
-    against = "It has no target." if target == "none" else f"Its target: {target}, in percent."
-    start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: %s</p>\n'
-    command = f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it"
-    known = results.known(project).get(HEADLINE)
-    if known and known.source == results.RELEASED:
-        word = f"{known.gap}, no verdict" if known.gap else _word(tables.word(project, HEADLINE, known))
-        found = escape(f"Released: {report.measured_accuracy(known)}, on {known.device}. {against}")
-        return f"{start % word}<p>{found} <code>ffrepro verify results/{HEADLINE}</code> checks it, {command} here.</p>"
-    word = _word(line["verdict"])
-    if line["verdict"] == NOT_RUN:
-        return f"{start % word}<p>{escape(against)} {command}.</p>"
-    result = record.read_json(project.verdict(HEADLINE))
-    why = f"The rule: {result['rule']}. Here {result['why']}{report.p_text(result['p'])}."
-    return f"{start % word}<p>Measured: {escape(line['accuracy (%)'])}. {escape(against)} {escape(why)}</p>"
+    row = config.load(project.params).experiments[HEADLINE]
+    target = targets.target_of(targets.read_targets(project.paper, project.reference), HEADLINE, row)
+    ours, own = results.known(project).get(HEADLINE), results.released(project, HEADLINE, row)
+    result = results.verdict_on(project, HEADLINE, row, ours, target)
+    text = [f"Its target: {line['target (%)']}, in percent." if target else "It has no target."]
+    commands = []
+    if ours and result:
+        why = f"The rule: {result['rule']}. Here {result['why']}{report.p_text(result['p'])}."
+        text = [f"Measured: {percent(ours.accuracy)}, in {ours.folder}/{HEADLINE}.", *text, why]
+    elif own:
+        text = [f"Released: {report.measured_accuracy(own)}, on {own.device}.", *text]
+        text += ["No verdict without all seeds."] if own.gap else []
+    if own and not (result and ours != own):
+        commands.append(f"<code>ffrepro verify results/{HEADLINE}</code> computes it anew.")
+    if not result or ours == own:
+        commands.append(f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it.")
+    start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: {_word(line["verdict"])}</p>'
+    return f"{start}\n<p>{' '.join([escape(' '.join(text)), *commands])}</p>"
 
 
 def _counts(rows: list[dict[str, str]]) -> str:
@@ -143,15 +145,14 @@ def _counts(rows: list[dict[str, str]]) -> str:
     return "\n".join(f'<div class="{KINDS[word]}"><dt>{word}</dt><dd>{found[word]}</dd></div>' for word in words)
 
 
-def _counted(project: Layout, rows: list[dict[str, str]]) -> str:
-    sources = Counter(result.source for result in results.known(project).values())
-    text = (
-        f"Of {_many(len(rows), 'experiment')}, by runs of their own seeds here. "
-        f"{sources[results.COMMITTED]} of those not run have a committed reference, which no rule judges"
+def _counted(rows: list[dict[str, str]]) -> str:
+    """Of how many rows, and what the four counts leave out."""
+    sources = Counter(row["results"] for row in rows if row["verdict"] not in verdict.EXIT_CODES)
+    references, some = sources[results.COMMITTED], sources[results.RELEASED]
+    return (
+        f"Of {_many(len(rows), 'experiment')}. Beside these counts, {references} with a committed reference of other "
+        f"seeds, which no rule judges, and {some} with released runs of some seeds."
     )
-    if count := sources[results.RELEASED]:
-        text = f"{text}, and {count} {'has' if count == 1 else 'have'} released runs of own seeds"
-    return f"{text}."
 
 
 def _outcomes(outcomes: list[dict[str, Any]]) -> str:
@@ -339,7 +340,7 @@ def _figures(project: Layout, figures: "Sequence[Figure]") -> str:
     groups: dict[str, list[str]] = {}
     for figure in figures:
         groups.setdefault(figure.name.partition("-")[2], []).append(_figure(project, figure))
-    unfolded, parts = read_tables(project.paper), []
+    unfolded, parts = targets.read_tables(project.paper), []
     for about, drawn in groups.items():
         summary = f'<h3>{escape(about)}</h3> <span class="note">{_many(len(drawn), "figure")}</span>'
         parts += [f'<details class="group"{" open" if about in unfolded else ""}>', f"<summary>{summary}</summary>"]

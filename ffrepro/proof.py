@@ -8,7 +8,7 @@ so, which is a legal answer. docs/proof.md explains the ladder to a reviewer.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,7 +27,7 @@ from ffrepro.figure_data import read_history
 from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.report import percent
-from ffrepro.targets import Target, read_targets, spread, target_of
+from ffrepro.targets import Reference, Target, measured, read_references, read_targets, spread, target_of
 from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, verdict
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
@@ -529,9 +529,11 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
 
 
-def statistics(runs: list[Run], metrics: list[Rung], target: Target | None) -> Iterator[tuple[Rung, int]]:
-    """What the runs in a row's folder say together, with exit codes: whether its reference is what
-    results/reference.json says, and the verdict on its declared seeds.
+def statistics(
+    runs: list[Run], metrics: list[Rung], target: Target | None, reference: Reference | None
+) -> Iterator[tuple[Rung, int]]:
+    """What a row's runs say together, with exit codes: whether those of its reference seeds are the reference, which
+    is what results/reference.json says of the row, and the verdict on its own seeds.
 
     metrics: that rung of each run. An accuracy that only goodness tells, without weights, counts, but what follows from
     it is told as well, not shown.
@@ -539,30 +541,41 @@ def statistics(runs: list[Run], metrics: list[Rung], target: Target | None) -> I
     row = runs[0].row
     found = {run.facts["seed"]: rung for run, rung in zip(runs, metrics, strict=True)}
     known = {seed: rung.accuracy for seed, rung in found.items() if rung.accuracy is not None}
-    told = [str(seed) for seed, rung in found.items() if not rung.holds]
     if len(known) < len(found):
         yield Rung("statistics", "cannot be told without the test labels", None), EXIT_CODES[INCONCLUSIVE]
         return
 
-    def rung(text: str, holds: bool | None, code: int) -> tuple[Rung, int]:
-        if told:
+    def rung(text: str, holds: bool | None, code: int, seeds: Iterable[int]) -> tuple[Rung, int]:
+        if told := [str(seed) for seed in seeds if not found[seed].holds]:
             text = f"{text}; told by goodness alone, not shown: no weights of seed {', '.join(told)} here"
             return Rung("statistics", text, None), EXIT_CODES[INCONCLUSIVE]
         return Rung("statistics", text, holds), code
 
+    def lacking(seeds: Sequence[int], what: str) -> str:
+        missing = [str(seed) for seed in seeds if seed not in known]
+        count = f"{len(seeds) - len(missing)} of {len(seeds)} {what} seeds"
+        return f"{count}, without {', '.join(missing)}" if missing else ""
+
     references, own = row.verdict.reference_seeds, [seed for seed in row.seeds if seed in known]
-    if target and target.kind == "reference" and known.keys() >= set(references):
-        ours = spread([known[seed] for seed in references])
-        same = math.isclose(ours["mean"], target.mean) and math.isclose(ours["std"] or 0, target.std or 0)
-        text = "as committed" if same else "not what results/reference.json says"
-        yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, 0 if same else 3)
-        if not own:
-            return
+    if here := [seed for seed in references if seed in known]:
+        ours = spread([known[seed] for seed in here])
+        if gap := lacking(references, "reference"):
+            yield rung(f"{percent(ours)} so far: {gap}", None, EXIT_CODES[INCONCLUSIVE], here)
+        elif reference is None:
+            text = f"{percent(ours)} of the reference seeds, of which results/reference.json says nothing"
+            yield rung(text, None, EXIT_CODES[INCONCLUSIVE], here)
+        else:
+            same = math.isclose(ours["mean"], reference.mean) and math.isclose(ours["std"] or 0, reference.std or 0)
+            text = "as committed" if same else "not what results/reference.json says"
+            yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, 0 if same else 3, here)
+    if foreign := [str(seed) for seed in known if seed not in references and seed not in row.seeds]:
+        yield Rung("statistics", f"without seed {', '.join(foreign)}, which the row does not declare", None), 0
+    if here and not own:
+        return
     against = percent(target.model_dump()) if target else "no target"
-    if missing := [str(seed) for seed in row.seeds if seed not in known]:
+    if gap := lacking(row.seeds, "declared"):
         so_far = f"{percent(spread([known[seed] for seed in own]))} so far against {against}: " if own else ""
-        text = f"{so_far}inconclusive: {len(own)} of {len(row.seeds)} declared seeds, without {', '.join(missing)}"
-        yield rung(text, None, EXIT_CODES[INCONCLUSIVE])
+        yield rung(f"{so_far}inconclusive: {gap}", None, EXIT_CODES[INCONCLUSIVE], own)
         return
     summary = {
         "accuracy": spread([known[seed] for seed in own]),
@@ -572,7 +585,7 @@ def statistics(runs: list[Run], metrics: list[Rung], target: Target | None) -> I
     result = verdict(summary, row.verdict)
     word = result["verdict"]
     text = f"{percent(summary['accuracy'])} against {against}: {word}: {result['why']}"
-    yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word])
+    yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word], own)
 
 
 def report(path: Path, project: Layout, params: Params, data: Data, device: torch.device) -> int:
@@ -586,10 +599,10 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     splits, code = None, 0
     for folder in runs_of(path):
         run = read(folder)
-        name, row = run.facts["experiment"], declared(run, params)
+        name, rung = run.facts["experiment"], declared(run, params)
         splits = splits or data(run.row)
         print(f"{name}, seed {run.facts['seed']}")
-        _print(row)
+        _print(rung)
         committed = project.committed_records(name)
         for rung in ladder(run, splits, committed, device):
             _print(rung)
@@ -600,14 +613,17 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     rung = _self_repeat(runs[0].row, device)
     _print(rung)
     code = 3 if rung.holds is False else code
-    if path.is_file() or (path / "record.json").exists():  # one run
-        seeds = ", ".join(map(str, runs[0].row.seeds))
+    row, single = runs[0].row, path.is_file() or (path / "record.json").exists()
+    if single and row.seeds != (runs[0].facts["seed"],):
+        seeds = ", ".join(map(str, row.seeds))
         _print(Rung("statistics", f"told of a row's folder with all its declared seeds ({seeds})", None))
     else:
-        target = target_of(read_targets(project.paper, project.reference), name, runs[0].row)
-        for rung, judged in statistics(runs, metrics, target):
+        target = target_of(read_targets(project.paper, project.reference), name, row)
+        reference = read_references(project.reference).get(name)
+        reference = reference if reference and reference.row == measured(row) else None
+        for rung, judged in statistics(runs, metrics, target, reference):
             _print(rung)
-            code = code or judged
+            code = judged if judged == EXIT_CODES[NOT_REPRODUCED] else code or judged
     for rung in _claims(project, name):
         _print(rung)
     return code

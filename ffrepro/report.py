@@ -19,7 +19,7 @@ from ffrepro.targets import (
     target_of,
 )
 
-NOT_RUN = "not run"
+NOT_RUN, REFERENCE = "not run", "reference"
 
 
 def summarise(name: str, row: Experiment, project: Layout, target: Target | None) -> dict[str, Any]:
@@ -50,16 +50,18 @@ COLUMNS = (
     "not worse",
     "device",
     "seconds a seed",
+    "results",
 )
 
 
 def table(project: Layout) -> list[dict[str, str]]:
-    """One row an experiment, every cell as text. A verdict of other parameters or another target counts as not run."""
-    targets = read_targets(project.paper, project.reference)
+    """One row an experiment, every cell as text: its runs here, else what is committed of it. A verdict here of other
+    parameters or another target counts as not run."""
+    targets, known = read_targets(project.paper, project.reference), results.known(project)
     rows = []
     for name, row in config.load(project.params).experiments.items():
-        target = target_of(targets, name, row)
-        against = target.model_dump() if target else None
+        target, ours = target_of(targets, name, row), known.get(name)
+        against, result = target.model_dump() if target else None, results.verdict_on(project, name, row, ours, target)
         cells = {
             "experiment": name,
             "data set": row.data.name,
@@ -71,23 +73,35 @@ def table(project: Layout) -> list[dict[str, str]]:
             "not worse": "",
             "device": "",
             "seconds a seed": "",
+            "results": "",
         }
-        if result := results.judged(project, name, row, target):
+        if ours and (result or ours.source != results.HERE):
             cells |= {
-                "accuracy (%)": percent(result["accuracy"]),
+                "accuracy (%)": percent(ours.accuracy),
+                "verdict": word(ours, result),
+                "device": ours.device,
+                "seconds a seed": f"{ours.seconds:.0f}",
+                "results": ours.source,
+            }
+        if result:
+            cells |= {
                 "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
-                "verdict": result["verdict"],
                 "not worse": result["not_worse"]["words"].partition(":")[0] if result["not_worse"] else "",
-                "device": result["device"],
-                "seconds a seed": f"{result['seconds'] / result['accuracy']['n']:.0f}",
             }
         rows.append(cells)
     return rows
 
 
+def word(ours: results.Result, result: dict[str, Any] | None) -> str:
+    """What stands under "verdict", with what `results.verdict_on` gives."""
+    if result:
+        return str(result["verdict"])
+    return {results.COMMITTED: REFERENCE, results.RELEASED: ours.gap}.get(ours.source, NOT_RUN)
+
+
 def percent(value: dict[str, Any]) -> str:
-    """83.51 ± 0.78 (n = 5), as far as known."""
-    text = f"{value['mean']:.2f}"
+    """83.51 ± 0.78 (n = 5), as far as known; a published value with its source's decimals."""
+    text = f"{value['mean']:.{value.get('decimals', 2)}f}"
     if value["std"] is not None:
         text += f" ± {value['std']:.2f}"
     return text if value["n"] is None else f"{text} (n = {value['n']})"

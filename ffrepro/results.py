@@ -1,5 +1,6 @@
 """What is known of each row: the accuracy of its runs here, else what is committed of it; and the verdict."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -55,38 +56,39 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
     runs: list[dict[str, Any]] = []
     failed: dict[int, str] = {}
     for seed in seeds:
-        run = project.run(name, seed)
-        missing = [file for file in ("metrics.json", "record.json") if not (run / file).exists()]
-        if missing:
-            failed[seed] = f"no {' and no '.join(missing)}"
-            continue
         try:
-            metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
-        except UserError as error:
-            failed[seed] = str(error).removeprefix(f"{run}/")
-            continue
-        try:
-            _Metrics.model_validate(metrics), _Record.model_validate(facts)
-        except ValidationError as error:
-            failed[seed] = f"{error.title.strip('_').lower()}.json is not what a stage writes"
-            continue
-        checks = {
-            "seed": (facts.get("seed"), seed),
-            "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
-            "weights": (metrics.get("weights"), facts.get("weights")),
-            "vote": (metrics.get("vote"), row.evaluation.vote),
-            "blocks": (list(metrics["blocks"]), list((runs[0]["metrics"] if runs else metrics)["blocks"])),
-        }
-        differs = [what for what, (has, wants) in checks.items() if has != wants]
-        if differs:
-            failed[seed] = f"of other {', '.join(differs)}"
-        runs.append({"metrics": metrics, "record": facts})
+            runs.append(_run(project.run(name, seed), row, seed, runs))
+        except UserError as why:
+            failed[seed] = str(why)
     if failed:
         which = "; ".join(f"seed {seed}: {why}" for seed, why in failed.items())
         count = f"{len(failed)} of {len(seeds)} declared seeds failed"
-        again = "restore what is committed" if of_results else "run `dvc repro` for them again"
-        raise UserError(f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: {again}")
+        again = f"remove them and run `ffrepro reference {name}`" if of_results else "run `dvc repro` for them"
+        raise UserError(f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: {again} again")
     return runs
+
+
+def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) -> dict[str, Any]:
+    """{"metrics", "record"} of one seed, of the others' blocks. Raises UserError that says what is wrong with it."""
+    if missing := [file for file in ("metrics.json", "record.json") if not (run / file).exists()]:
+        raise UserError(f"no {' and no '.join(missing)}")
+    try:
+        metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        _Metrics.model_validate(metrics), _Record.model_validate(facts)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{run}/")) from None
+    except ValidationError as error:
+        raise UserError(f"{error.title.strip('_').lower()}.json is not what a stage writes") from None
+    checks = {
+        "seed": (facts.get("seed"), seed),
+        "training parameters": (facts.get("parameters"), record.text_hash(training_parameters(row))),
+        "weights": (metrics.get("weights"), facts.get("weights")),
+        "vote": (metrics.get("vote"), row.evaluation.vote),
+        "blocks": (list(metrics["blocks"]), list((others[0]["metrics"] if others else metrics)["blocks"])),
+    }
+    if differs := [what for what, (has, wants) in checks.items() if has != wants]:
+        raise UserError(f"of other {', '.join(differs)}")
+    return {"metrics": metrics, "record": facts}
 
 
 def devices(runs: list[dict[str, Any]]) -> str:
@@ -142,8 +144,8 @@ class Judged(Summary):
 class Result(NamedTuple):
     """A row's measured accuracy.
 
-    source: `HERE`, of the row's seeds; `COMMITTED`, of its reference seeds; or `RELEASED`, of as many of the row's
-    seeds as lie in `results`.
+    source: `HERE`, of the row's seeds; `COMMITTED`, of its reference seeds; or `RELEASED`, of as many of the row's own
+    seeds as `results` holds.
     """
 
     source: str
@@ -151,7 +153,7 @@ class Result(NamedTuple):
     seeds: list[int]
     seconds: float  # of training a seed
     device: str
-    gap: str = ""  # "1 of 5 seeds", where not all have been run: no rule judges those
+    gap: str = ""  # "1 of 5 seeds", where released runs are not of all seeds: no rule judges those
 
     @property
     def folder(self) -> str:
@@ -172,27 +174,54 @@ def known(project: Layout) -> dict[str, Result]:
 
 
 def committed(project: Layout) -> dict[str, Result]:
-    """Of `known`, what is committed: a row's reference, else the released runs of its own seeds."""
+    """Of `known`, what is committed: released runs of all seeds, else the reference, else released runs of some."""
     references, found = read_references(project.reference), {}
     for name, row in config.load(project.params).experiments.items():
-        if name in references and references[name].row == measured(row):
+        ours = released(project, name, row)
+        if name in references and references[name].row == measured(row) and not (ours and not ours.gap):
             its = references[name]
             found[name] = Result(COMMITTED, spread(list(its.values)), list(its.seeds), its.seconds, its.machine)
-        elif ours := _released(project, name, row):
+        elif ours:
             found[name] = ours
     return found
 
 
-def _released(project: Layout, name: str, row: Experiment) -> Result | None:
+def released(project: Layout, name: str, row: Experiment) -> Result | None:
+    """The runs in `results` of the row's own seeds, none where there are none.
+
+    A run that is not whole, or of other parameters, counts as not there: no other row's numbers wait for it to be
+    mended, and `ffrepro verify` says what is wrong with it.
+    """
     place = Layout(project.root, "results")
-    seeds = tuple(seed for seed in row.seeds if place.run(name, seed).is_dir())
-    if not seeds or measured(config.read_experiment(place.experiment(name))) != measured(row):
+    found: dict[int, dict[str, Any]] = {}
+    for seed in row.seeds:
+        with contextlib.suppress(UserError):
+            found[seed] = _run(place.run(name, seed), row, seed, list(found.values()))
+    if not found:
         return None
-    runs = collect(name, row, seeds, place)
+    runs = list(found.values())
     accuracy = spread([run["metrics"]["accuracy"] for run in runs])
     seconds = sum(run["record"]["seconds"] for run in runs) / len(runs)
-    gap = f"{len(seeds)} of {len(row.seeds)} seeds" if len(seeds) < len(row.seeds) else ""
-    return Result(RELEASED, accuracy, list(seeds), seconds, devices(runs), gap)
+    gap = f"{len(runs)} of {len(row.seeds)} seeds" if len(runs) < len(row.seeds) else ""
+    return Result(RELEASED, accuracy, list(found), seconds, devices(runs), gap)
+
+
+def verdict_on(
+    project: Layout, name: str, row: Experiment, ours: Result | None, target: Target | None
+) -> dict[str, Any] | None:
+    """What the row's rule says of its result, as `verdict.verdict` gives it.
+
+    None for a reference and for released runs of some seeds, which no rule judges, and where the verdict stage's file
+    is of other parameters or another target.
+    """
+    if ours is None or ours.source == COMMITTED or ours.gap:
+        return None
+    if ours.source == HERE:
+        return judged(project, name, row, target)
+    from ffrepro.verdict import verdict  # SciPy, which not every command need wait for
+
+    summary = {"accuracy": ours.accuracy, "test_images": config.SHAPES[row.data.name][2]}
+    return verdict({**summary, "target": target.model_dump() if target else None}, row.verdict)
 
 
 def judged(project: Layout, name: str, row: Experiment, target: Target | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from ffrepro import config, errors, record, results, targets
 from ffrepro.deviations import shown
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.report import NOT_RUN, as_csv, markdown, measured_accuracy, percent
+from ffrepro.report import NOT_RUN, as_csv, markdown, measured_accuracy, percent, word
 
 COLUMNS = ("row", "column", "paper (%)", "ours (%)", "difference", "verdict", "seconds a seed", "results", "experiment")
 FORMATS = ("md", "tex", "csv", "json", "html")
@@ -40,37 +40,26 @@ class Printed(NamedTuple):
 def read(project: Layout) -> list[Printed]:
     """The tables of paper.yaml, filled with what is known. A cell of a row without results says "not run"."""
     rows, known = config.load(project.params).experiments, results.known(project)
-    published = targets.read_paper(project.paper)
+    published, against = targets.read_paper(project.paper), targets.read_targets(project.paper, project.reference)
     printed = []
     for name, table in targets.read_tables(project.paper).items():
         lines = []
         for cell, experiment in table.cells.items():
             errors.known("row", experiment, rows, prefix=f"paper.yaml: tables.{name}: no row {experiment!r}")
-            lines.append(_line(project, cell, experiment, published.get(experiment), known.get(experiment)))
+            row, ours = rows[experiment], known.get(experiment)
+            target = targets.target_of(against, experiment, row)
+            result = results.verdict_on(project, experiment, row, ours, target)
+            lines.append(_line(cell, experiment, published.get(experiment), ours, result))
         printed.append(Printed(name, table.title, lines))
     return printed
 
 
-def word(project: Layout, name: str, ours: results.Result) -> str:
-    """The verdict on what was measured of a row. No rule judges a reference, nor runs of some of the declared seeds."""
-    if ours.source == results.COMMITTED:
-        return "reference"
-    if ours.gap:
-        return ours.gap
-    row = config.load(project.params).experiments[name]
-    target = targets.target_of(targets.read_targets(project.paper, project.reference), name, row)
-    if ours.source == results.HERE:
-        result = results.judged(project, name, row, target)
-        return str(result["verdict"]) if result else NOT_RUN
-    from ffrepro import verdict  # SciPy, which `ffrepro explain` need not wait for
-
-    against = target.model_dump() if target else None
-    summary = {"accuracy": ours.accuracy, "target": against, "test_images": config.SHAPES[row.data.name][2]}
-    return str(verdict.verdict(summary, row.verdict)["verdict"])
-
-
 def _line(
-    project: Layout, cell: str, experiment: str, paper: targets.Target | None, ours: results.Result | None
+    cell: str,
+    experiment: str,
+    paper: targets.Target | None,
+    ours: results.Result | None,
+    result: dict[str, Any] | None,
 ) -> dict[str, str]:
     row, column = cell.split(".")
     values = [row, column, percent(paper.model_dump()) if paper else "not obtained", NOT_RUN, "", NOT_RUN, "", "", ""]
@@ -79,7 +68,7 @@ def _line(
         line |= {
             "ours (%)": percent(ours.accuracy),
             "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if paper else "",
-            "verdict": word(project, experiment, ours),
+            "verdict": word(ours, result),
             "seconds a seed": f"{ours.seconds:.0f}",
             "results": ours.source,
         }
@@ -138,7 +127,7 @@ def html_table(table: Printed) -> str:
 def numbers(project: Layout) -> str:
     """numbers.tex: \\ff{TABLE.ROW.COLUMN.WHAT} for every number, WHAT of mean, std, n, paper and difference.
 
-    A number that is not there stops LaTeX with an error instead of leaving a gap.
+    A number that is not there, or is of some of a row's seeds, stops LaTeX with an error instead of leaving a gap.
     """
     known, published = results.known(project), targets.read_paper(project.paper)
     lines = [
@@ -150,12 +139,12 @@ def numbers(project: Layout) -> str:
         for cell, experiment in table.cells.items():
             ours, paper = known.get(experiment), published.get(experiment)
             values: dict[str, str] = {}
-            if ours:
+            if ours and not ours.gap:
                 values = {"mean": f"{ours.accuracy['mean']:.2f}", "n": str(ours.accuracy["n"])}
                 values |= {} if ours.accuracy["std"] is None else {"std": f"{ours.accuracy['std']:.2f}"}
             if paper:
-                values["paper"] = f"{paper.mean:.2f}"
-            if ours and paper:
+                values["paper"] = f"{paper.mean:.{paper.decimals}f}"
+            if ours and not ours.gap and paper:
                 values["difference"] = escaped(f"{ours.accuracy['mean'] - paper.mean:+.2f}")
             lines += [
                 f"\\expandafter\\def\\csname ff@{name}.{cell}.{what}\\endcsname{{{value}}}"
@@ -199,10 +188,13 @@ class Origins:
         if result is None:
             return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
         folder, accuracy = result.folder, measured_accuracy(result)
+        own = results.released(self.project, name, row)
         lines.append(f"ours: {accuracy}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}")
         for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
             path = Layout(self.project.root, folder).run(name, seed) / "record.json"
             lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
+        if own and result.source != results.RELEASED:
+            lines.append(f"released beside it: {measured_accuracy(own)}, results/{name}, {own.device}")
         committed = result.source != results.HERE
         lines.append(f"commit: {_commit(self.project, f'results/{name}') if committed else 'runs are not committed'}")
         return "\n".join([*lines, f"parameters: {_parameters(row)}"])

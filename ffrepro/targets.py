@@ -42,6 +42,7 @@ class Published(Section):
 
     mean: Percent
     std: Percent | None = Field(description="None where the source prints no spread.")
+    decimals: int = Field(2, ge=0, le=2, description="As many as the source prints.")
     source: str
 
 
@@ -158,6 +159,7 @@ class Target(Section):
     n: int | None
     values: list[Percent] | None = Field(description="Of a reference, one a seed; None for a published value.")
     source: str
+    decimals: int = 2
     row: str | None = Field(description="What a reference was measured of, `measured`; None for a published value.")
 
 
@@ -183,6 +185,7 @@ def read_paper(path: Path) -> dict[str, Target]:
             n=None,
             values=None,
             source=paper.sources[value.source],
+            decimals=value.decimals,
             row=None,
         )
         for name, value in paper.targets.items()

@@ -6,6 +6,7 @@ DVC's command does so for every stage, which takes a second each, and longer the
 import signal
 import sys
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 
 from ffrepro import errors
@@ -14,8 +15,16 @@ from ffrepro import errors
 def main(*names: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # DVC writes in place; it takes seconds
-    with Repo() as repo, lock_repo(repo):
+    try:
+        repository = Repo()
+    except DvcException as error:
+        raise errors.UserError(str(error)) from None
+    with repository as repo, lock_repo(repo):
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
+        unknown = sorted(set(names) - {stage.addressing for stage in stages})
+        if unknown or not stages:
+            given = unknown[0] if unknown else "nothing"
+            raise errors.UserError(f"given {given}; allowed: stages; `dvc stage list` names them")
         for stage in stages:
             stage.save(run_cache=False)  # a second store of the same, for half the time
             stage.commit(relink=False)

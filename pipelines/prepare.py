@@ -9,6 +9,7 @@ from ffrepro.progress import DownloadProgress, say
 
 def main(name: str) -> None:
     project = layout.find()
+    errors.known("data set", name, data.DATASETS)
     offline = os.environ.get("FFREPRO_OFFLINE", "") not in ("", "0")
     mirror = os.environ.get("FFREPRO_MIRROR")
     with DownloadProgress() as progress:

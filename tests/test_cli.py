@@ -47,6 +47,39 @@ def test_wrong_usage_exits_with_2_and_no_traceback(project, command):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("prepare", "given nothing; usage: python -m pipelines.prepare NAME"),
+        ("prepare digit", "no data set 'digit'; did you mean digits? there are: "),
+        ("train digits", "given digits; usage: python -m pipelines.train NAME SEED [RUNS]"),
+        ("evaluate digits x", "given 'x' as the seed; allowed: a whole number from 0 up; usage: python -m "),
+        ("run digits -1", "given '-1' as the seed; allowed: a whole number from 0 up; usage: python -m "),
+        ("table all", "given all; usage: python -m pipelines.table\n"),
+        ("note check@digits", "/"),  # which is no repository of git's: DVC's own line
+    ],
+)
+def test_a_stage_that_is_called_wrongly_says_how_to_call_it(project, command, line):
+    stage, *arguments = command.split()
+    done = project.run("python", "-m", f"pipelines.{stage}", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"ffrepro: {line}")
+
+
+def test_only_stages_are_noted(project):
+    assert project.run("git", "init", "--quiet").returncode == 0
+    for arguments, given in (((), "nothing"), (("check@digits", "train@digit-0"), "train@digit-0")):
+        done = project.run("python", "-m", "pipelines.note", *arguments)
+        line = f"ffrepro: given {given}; allowed: stages; `dvc stage list` names them\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_a_stage_says_what_it_does(project):
+    done = project.run("python", "-m", "pipelines.verdict", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m pipelines.verdict NAME\n\nreport/rows/ROW.json and the row's rule")
+
+
 def test_outside_a_project_the_remedy_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ffrepro", "list"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -169,12 +169,13 @@ def test_the_verdict_comes_first_in_words_and_counts(html):
     start = html[html.index("<main") : html.index('id="tables"')]
     assert re.search(r'<code>cifar10</code>: <span class="word good">reproduced</span>', start)
     assert (
-        "Measured: 83.44 ± 0.32 (n = 5). Its target: 83.51 ± 0.78 published, in percent. The rule: the 90 % " in start
+        "Measured: 83.44 ± 0.32 (n = 5), in runs/cifar10. Its target: 83.51 ± 0.78 published, in percent. The rule: "
+        in start
     )
     counts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", start))
-    assert counts == {"reproduced": "2", "not reproduced": "0", "inconclusive": "3", "not run": "8"}
-    assert "Of 13 experiments" in start
-    assert "3 of those not run have a committed reference" in start
+    assert counts == {"reproduced": "2", "not reproduced": "0", "inconclusive": "3", "not run": "5"}
+    assert "Of 13 experiments. Beside these counts, 3 with a committed reference of other seeds, which no rule" in start
+    assert "judges, and 0 with released runs of some seeds." in start
     for name in ("SymBa&#x27;s loss gives", "All three techniques together"):
         assert name in start
 
@@ -195,18 +196,34 @@ def test_without_any_run_everything_says_not_run(root, tmp_path):
 def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
     made = small(root, tmp_path)
     place, row = Layout(made.root, "results"), config.load(made.params).experiments["cifar10"]
-    record.write_text(config.canonical(row), place.experiment("cifar10"))
-    for seed, accuracy in enumerate((76.0, 78.0, 77.0, 77.5, 76.5)):
-        text = page.with_figures(made, [])
-        if seed == 3:
-            assert "<code>cifar10</code>: 3 of 5 seeds, no verdict</p>" in text
-            assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target: 83.51 ± 0.78 published, in" in text
-            assert "have a committed reference, which no rule judges, and 1 has released runs of own seeds." in text
-            assert "<dt>not run</dt><dd>13</dd>" in text
+    verify, train = (
+        "<code>ffrepro verify results/cifar10</code> computes",
+        "<code>ffrepro reproduce cifar10</code> trains",
+    )
+    for seed, accuracy in enumerate((76.0, 78.0, 77.0)):
+        write_run(place, "cifar10", row, seed, accuracy)
+    text = page.with_figures(made, [])
+    assert "<code>cifar10</code>: 3 of 5 seeds</p>" in text
+    assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target: 83.51 ± 0.78 published, in" in text
+    assert f"No verdict without all seeds. {verify} it anew. {train} and judges it.</p>" in text
+    assert "Beside these counts, 0 with a committed reference of other seeds, which no rule judges, and 1 with" in text
+    assert "<dt>not run</dt><dd>12</dd>" in text
+
+    for seed in row.verdict.reference_seeds:
+        write_run(place, "cifar10", row, seed, 80.0)
+    report.write_reference("cifar10", row, place, "2 cores, no GPU")
+    text = page.with_figures(made, [])
+    assert '<code>cifar10</code>: <span class="word ref">reference</span></p>' in text
+    assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target:" in text
+
+    for seed, accuracy in ((3, 77.5), (4, 76.5)):
         write_run(place, "cifar10", row, seed, accuracy)
     text = page.with_figures(made, [])
     assert '<code>cifar10</code>: <span class="word bad">not reproduced</span></p>' in text
-    assert "<p>Released: 77.00 ± 0.79 (n = 5), on A GPU. Its target: 83.51 ± 0.78 published, in percent." in text
+    assert "<p>Measured: 77.00 ± 0.79 (n = 5), in results/cifar10. Its target: 83.51 ± 0.78 published, in" in text
+    assert "Here the interval is [-7.26, -5.76], p = " in text
+    assert f"{verify} it anew. {train} and judges it.</p>" in text
+    assert "<dt>not reproduced</dt><dd>1</dd>" in text
 
 
 def test_every_row_of_every_table_is_there(project, html):

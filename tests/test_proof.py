@@ -11,7 +11,7 @@ from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
 from ffrepro.step import optimizers
-from ffrepro.targets import Target
+from ffrepro.targets import Reference, Target
 from pipelines import check, evaluate, prepare, train
 
 CPU = torch.device("cpu")
@@ -290,65 +290,86 @@ def test_without_weights_nothing_is_more_than_told(runs, trained):
     assert "nothing to check it by" in broken(runs[0], trained)
 
 
-def judged(runs, params, accuracies, target, holds=True, **rule):
-    """The statistics of the two runs as if they were of a row with that rule, by its seeds the row's only ones."""
+def judged(runs, params, accuracies, target, reference=None, holds=(True, True), **rule):
+    """The statistics of the two runs as if they were of a row with that rule, its own seeds 0 and 1 or others."""
     row = params.experiments["digits"]
     changed = {"seeds": rule.pop("seeds", (0, 1)), "verdict": row.verdict.model_copy(update=rule)}
     both = [proof.read(folder)._replace(row=row.model_copy(update=changed)) for folder in proof.runs_of(runs[0].parent)]
-    metrics = [proof.Rung("metrics", "", holds, accuracy) for accuracy in accuracies]
-    return list(proof.statistics(both, metrics, target))
+    metrics = [proof.Rung("metrics", "", its, value) for its, value in zip(holds, accuracies, strict=True)]
+    return [(rung.found, rung.holds, code) for rung, code in proof.statistics(both, metrics, target, reference)]
 
 
 PUBLISHED = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
-REFERENCE = Target(kind="reference", mean=90.0, std=0.5, n=2, values=[89.9, 90.1], source="here", row="a row")
-AS_COMMITTED = [90.0 - 0.125**0.5, 90.0 + 0.125**0.5]
+REFERENCE = Reference(
+    seeds=(0, 1),
+    values=(89.5, 90.5),
+    mean=90.0,
+    std=0.5**0.5,
+    seconds=1.0,
+    row="r",
+    command="c",
+    machine="m",
+    ffrepro="0",
+)
+SAME = "these runs are the reference itself: 90.00 ± 0.71 (n = 2), as committed"
 
 
 def test_the_verdict_is_made_of_what_was_computed_here(runs, params):
-    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED)
-    assert (rung.holds, code) == (True, 0)
-    assert rung.found.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
-    ((rung, code),) = judged(runs, params, [50.1, 49.9], PUBLISHED)
-    assert (rung.holds, code) == (False, 3)
-    ((rung, code),) = judged(runs, params, [90.1, 89.9], None)
-    assert (rung.holds, code) == (None, 4)
-    assert (
-        rung.found
-        == "90.00 ± 0.14 (n = 2) against no target: inconclusive: no published or reference value to compare with"
-    )
+    ((text, holds, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED)
+    assert (holds, code) == (True, 0)
+    assert text.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
+    ((_, holds, code),) = judged(runs, params, [50.1, 49.9], PUBLISHED)
+    assert (holds, code) == (False, 3)
+    none = "90.00 ± 0.14 (n = 2) against no target: inconclusive: no published or reference value to compare with"
+    assert judged(runs, params, [90.1, 89.9], None) == [(none, None, 4)]
 
 
 def test_a_verdict_from_goodness_alone_is_told_and_not_shown(runs, params):
-    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, holds=None)
-    assert (rung.holds, code) == (None, 4)
-    assert rung.found.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
-    assert rung.found.endswith("]; told by goodness alone, not shown: no weights of seed 0, 1 here")
-    ((rung, code),) = judged(runs, params, [90.1, None], PUBLISHED)
-    assert (rung.holds, rung.found, code) == (None, "cannot be told without the test labels", 4)
+    ((text, holds, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, holds=(None, None))
+    assert (holds, code) == (None, 4)
+    assert text.startswith("90.00 ± 0.14 (n = 2) against 90.00: reproduced: the interval is [")
+    assert text.endswith("]; told by goodness alone, not shown: no weights of seed 0, 1 here")
+    missing = [("cannot be told without the test labels", None, 4)]
+    assert judged(runs, params, [90.1, None], PUBLISHED, holds=(True, None)) == missing
 
 
 def test_every_declared_seed_counts_and_a_missing_one_leaves_no_verdict(runs, params):
-    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3, 1, 0))
-    assert (rung.holds, code) == (None, 4)
-    assert rung.found == "90.00 ± 0.14 (n = 2) so far against 90.00: inconclusive: 2 of 3 declared seeds, without 3"
-    ((rung, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3,))
-    assert (rung.found, code) == ("inconclusive: 0 of 1 declared seeds, without 3", 4)
+    text = "90.00 ± 0.14 (n = 2) so far against 90.00: inconclusive: 2 of 3 declared seeds, without 3"
+    assert judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3, 1, 0)) == [(text, None, 4)]
 
 
-def test_runs_that_are_the_reference_are_compared_with_what_is_committed(runs, params):
+def test_a_seed_that_the_row_does_not_declare_is_named_and_not_counted(runs, params):
+    foreign, own = judged(runs, params, [90.1, 50.0], PUBLISHED, holds=(True, None), seeds=(0, 3))
+    assert foreign == ("without seed 1, which the row does not declare", None, 0)
+    assert own == ("90.10 (n = 1) so far against 90.00: inconclusive: 1 of 2 declared seeds, without 3", None, 4)
+    _, nothing = judged(runs, params, [90.1, 50.0], PUBLISHED, seeds=(3,))
+    assert nothing == ("inconclusive: 0 of 1 declared seeds, without 3", None, 4)
+
+
+@pytest.mark.parametrize("target", [PUBLISHED, None])
+def test_runs_of_the_reference_are_compared_with_what_is_committed(runs, params, target):
     mine = {"reference_seeds": (0, 1), "seeds": (2,)}
-    assert judged(runs, params, AS_COMMITTED, REFERENCE, **mine) == [
-        (proof.Rung("statistics", "these runs are the reference itself: 90.00 ± 0.50 (n = 2), as committed"), 0)
+    assert judged(runs, params, [89.5, 90.5], target, REFERENCE, **mine) == [(SAME, True, 0)]
+    ((text, holds, code),) = judged(runs, params, [90.0, 91.0], target, REFERENCE, **mine)
+    assert (text.endswith(", not what results/reference.json says"), holds, code) == (True, False, 3)
+    ((text, holds, code),) = judged(runs, params, [89.5, 90.5], target, REFERENCE, (True, None), **mine)
+    assert (holds, code) == (None, 4)
+    assert text.endswith(", as committed; told by goodness alone, not shown: no weights of seed 1 here")
+    text = "90.00 ± 0.71 (n = 2) of the reference seeds, of which results/reference.json says nothing"
+    assert judged(runs, params, [89.5, 90.5], target, None, **mine) == [(text, None, 4)]
+    text = "90.00 ± 0.71 (n = 2) so far: 2 of 3 reference seeds, without 7"
+    assert judged(runs, params, [89.5, 90.5], target, REFERENCE, reference_seeds=(1, 0, 7), seeds=(2,)) == [
+        (text, None, 4)
     ]
-    ((rung, code),) = judged(runs, params, [90.0, 91.0], REFERENCE, **mine)
-    assert (rung.holds, code) == (False, 3)
 
 
-def test_a_reference_and_the_rows_own_runs_beside_it_are_both_told_of(runs, params):
-    (reference, _), (own, code) = judged(runs, params, [90.0, 91.0], REFERENCE, reference_seeds=(1,), seeds=(0,))
-    assert reference.found == "these runs are the reference itself: 91.00 (n = 1), not what results/reference.json says"
-    assert own.found.startswith("90.00 (n = 1) against 90.00 ± 0.50 (n = 2): inconclusive: the interval is [")
-    assert code == 4
+def test_a_reference_and_the_rows_own_runs_beside_it_are_told_of_each_by_itself(runs, params):
+    single = REFERENCE.model_copy(update={"seeds": (1,), "values": (91.0,), "mean": 91.0, "std": None})
+    mine = {"reference_seeds": (1,), "seeds": (0,)}
+    reference, own = judged(runs, params, [90.0, 91.0], PUBLISHED, single, (None, True), **mine)
+    assert reference == ("these runs are the reference itself: 91.00 (n = 1), as committed", True, 0)
+    assert own[0].startswith("90.00 (n = 1) against 90.00: inconclusive: 1 seed does not tell the spread")
+    assert own[0].endswith("; told by goodness alone, not shown: no weights of seed 0 here")
 
 
 def test_a_foreign_weights_file(runs, trained):

@@ -38,6 +38,11 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
     assert exported.returncode == 0, exported.stderr
     copied = trained.root / "crate" / "digits" / "0" / "released.safetensors"
     assert copied.read_bytes() == (results / "0" / "released.safetensors").read_bytes()
+    copied.write_bytes(b"no weights")
+    refused = trained.call("ffrepro", "export", "crate/digits", "--to", "again")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "released.safetensors: " in refused.stderr
+    assert not (trained.root / "again").exists()
 
     printed = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert printed.returncode == 0, printed.stderr
@@ -173,6 +178,6 @@ def test_the_verdict_in_the_readme_is_what_verify_says(root, published, params):
         proof.Rung("metrics", "", None if run.weights is None else True, run.metrics["accuracy"]) for run in runs
     ]
     target = targets.target_of(targets.read_targets(published.paper, published.reference), "cifar10", row)
-    ((rung, _),) = proof.statistics(runs, metrics, target)
+    ((rung, _),) = proof.statistics(runs, metrics, target, None)
     for name in ("README.md", "docs/cifar10.md"):
         assert f"-- statistics: {rung.found}\n" in (root / name).read_text()

@@ -19,7 +19,7 @@ from ffrepro.targets import spread
 PAPER = """
 sources: {someone: "Someone, Table 1"}
 targets:
-  digits: {mean: 95, std: null, source: someone}
+  digits: {mean: 95, std: null, decimals: 0, source: someone}
 tables:
   small:
     title: 100 % of $1_000 & more
@@ -62,7 +62,7 @@ def test_the_cells_by_hand(small):
     assert list(left.values()) == [
         "upper",
         "left",
-        "95.00",
+        "95",
         "96.00 ± 1.00 (n = 3)",
         "+1.00",
         "inconclusive",
@@ -152,7 +152,7 @@ def test_numbers_name_every_value_of_every_cell(small):
         "small.upper.left.mean": "96.00",
         "small.upper.left.std": "1.00",
         "small.upper.left.n": "3",
-        "small.upper.left.paper": "95.00",
+        "small.upper.left.paper": "95",
         "small.upper.left.difference": "+1.00",
         "small.upper.right.mean": "81.00",
         "small.upper.right.std": "1.41",

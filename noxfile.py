@@ -9,7 +9,7 @@ nox -s latex            the report's tables in pdflatex
 nox -s cuda             what needs a CUDA GPU
 nox -s slurm            a Slurm of two nodes on this machine, and the digits ablation by it
 nox -s image            the container image, built and tried by a running engine
-nox -s mutation         which changes of the core's code no test would notice; hours
+nox -s mutation         which changes of the core's code no test would notice; an hour
 nox -s coverage         the branches that the tests take
 nox -s audit            licences of what is locked, and whether anything in it is known to be vulnerable
 nox -s dev              .venv with everything, for daily use
@@ -155,7 +155,7 @@ CORE = [
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change the core's code in a thousand ways, one at a time, and list those that its tests do not notice.
+    """Change half of the core's code in 2,446 ways, one at a time, and list those that its tests do not notice.
 
     Takes three quarters of an hour on two cores and goes on where it was stopped; arguments are names of mutants, such
     as "ffrepro.verdict*".
@@ -182,7 +182,7 @@ def coverage(session: nox.Session) -> None:
 
 LICENCES = """# Licences
 
-Of the packages in `requirements/run.txt`, by their own metadata; written by `nox -s audit`.
+Of the packages in `requirements/run.txt` that Linux installs, by their own metadata; written by `nox -s audit`.
 
 """
 

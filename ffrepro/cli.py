@@ -232,9 +232,9 @@ def list_rows(
         str | None, typer.Option(help="The rows of this table of paper.yaml; all: every row.", metavar="TABLE")
     ] = None,
 ) -> None:
-    """List the rows: data set, network, device, measured cost, published and reference accuracy.
+    """List the rows: data set, network, device, measured cost, published and measured accuracy.
 
-    Without --table, those that are like no other.
+    Without --table, those that are not `like` another row.
     """
     from ffrepro import layout, report
 

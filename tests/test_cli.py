@@ -67,7 +67,7 @@ def test_a_stage_that_is_called_wrongly_says_how_to_call_it(project, command, li
 
 
 def test_only_stages_are_noted(project):
-    assert project.run("git", "init", "--quiet").returncode == 0
+    assert project.shell("git init -q").returncode == 0
     for arguments, given in (((), "nothing"), (("check@digits", "train@digit-0"), "train@digit-0")):
         done = project.run("python", "-m", "pipelines.note", *arguments)
         line = f"ffrepro: given {given}; allowed: stages; `dvc stage list` names them\n"

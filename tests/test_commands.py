@@ -97,7 +97,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": "by hand",
     "pip download --require-hashes --no-deps -r requirements/dev.txt -d wheels": "by hand",
     'pip install --no-index --find-links wheels "nox[uv]"': "by hand",
-    "UV_OFFLINE=1 UV_NO_INDEX=1 UV_FIND_LINKS=wheels nox -s dev": "by hand",
+    "UV_OFFLINE=1 UV_FIND_LINKS=wheels nox -s dev": "by hand",
     "ffrepro fetch cifar10": "tests/test_data.py, from a mirror",
     "ffrepro audit runs/digits/0 --epochs 20": "like --epochs 2",
     "ffrepro evaluate cifar10-quick --runs results": "tests/test_cli.py, with another row",

@@ -129,7 +129,7 @@ def test_they_stand_under_the_table(root, tmp_path):
         "## And row by row\n\n"
     )
     assert "| random numbers | no seed is set | keyed CPU generators, a seed for every run | " in of_all
-    assert len(of_all.strip().splitlines()) == 2 + 6
+    assert len(of_all.strip().splitlines()) == 2 + 7
     rows = [line.split(" | ")[:4] for line in by_row.strip().splitlines()[2:]]
     assert ["| digits", "training.precision", "float32", "float16"] in rows
     assert [line for line in rows if line[0] == "| svhn"] == [["| svhn", "training.epochs", "200", "100"]]

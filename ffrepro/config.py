@@ -608,7 +608,9 @@ def read_experiment(path: Path) -> Experiment:
     try:
         return Experiment.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{plain(path)}: no such file; `python -m pipelines.check {plain(path.parent.name)}` writes it") from None
+        raise UserError(
+            f"{plain(path)}: no such file; `python -m pipelines.check {plain(path.parent.name)}` writes it"
+        ) from None
     except OSError as error:
         raise UserError(f"{plain(path)}: cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError):

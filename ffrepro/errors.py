@@ -76,7 +76,7 @@ def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | 
     try:
         seed = inspect.signature(main).bind(*arguments).arguments.get("seed", "0")
     except TypeError:
-        raise UserError(f"given {' '.join(arguments) or 'nothing'}; {text}") from None
+        raise UserError(f"given {', '.join(map(repr, arguments)) or 'nothing'}; {text}") from None
     if not (seed.isascii() and seed.isdecimal()):
         raise UserError(f"given {seed!r} as the seed; allowed: a whole number from 0 up; {text}")
     return None

@@ -92,7 +92,7 @@ def with_figures(project: Layout, figures: "Sequence[Figure]") -> str:
         counted=_counted(rows),
         outcomes=_outcomes(outcomes),
         tables=_paper_tables(project),
-        experiments=_grid("experiments", "By runs of their own seeds", report.COLUMNS, rows, prefix="row-"),
+        experiments=_grid("experiments", "All rows", report.COLUMNS, rows, prefix="row-"),
         claims=_grid(
             "claims",
             "Claim by claim, table by table",

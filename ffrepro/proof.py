@@ -27,8 +27,9 @@ from ffrepro.figure_data import read_history
 from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.report import percent
-from ffrepro.targets import Reference, Target, measured, read_references, read_targets, spread, target_of
-from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, verdict
+from ffrepro.results import judge
+from ffrepro.targets import Reference, Target, read_references, read_targets, reference_of, spread, target_of
+from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
 
@@ -577,14 +578,9 @@ def statistics(
         so_far = f"{percent(spread([known[seed] for seed in own]))} so far against {against}: " if own else ""
         yield rung(f"{so_far}inconclusive: {gap}", None, EXIT_CODES[INCONCLUSIVE], own)
         return
-    summary = {
-        "accuracy": spread([known[seed] for seed in own]),
-        "target": target.model_dump() if target else None,
-        "test_images": runs[0].metrics["images"],
-    }
-    result = verdict(summary, row.verdict)
+    result = judge(spread([known[seed] for seed in own]), row, target)
     word = result["verdict"]
-    text = f"{percent(summary['accuracy'])} against {against}: {word}: {result['why']}"
+    text = f"{percent(result['accuracy'])} against {against}: {word}: {result['why']}"
     yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word], own)
 
 
@@ -619,8 +615,7 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         _print(Rung("statistics", f"told of a row's folder with all its declared seeds ({seeds})", None))
     else:
         target = target_of(read_targets(project.paper, project.reference), name, row)
-        reference = read_references(project.reference).get(name)
-        reference = reference if reference and reference.row == measured(row) else None
+        reference = reference_of(read_references(project.reference), name, row)
         for rung, judged in statistics(runs, metrics, target, reference):
             _print(rung)
             code = judged if judged == EXIT_CODES[NOT_REPRODUCED] else code or judged

@@ -10,7 +10,7 @@ from ffrepro import config, record
 from ffrepro.config import Experiment, Section, Seeds, training_parameters
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.targets import Percent, Seconds, Target, Text, measured, read_references, spread
+from ffrepro.targets import Percent, Seconds, Target, Text, read_references, reference_of, spread
 
 HERE, COMMITTED, RELEASED = "here", "committed", "released"
 
@@ -177,9 +177,8 @@ def committed(project: Layout) -> dict[str, Result]:
     """Of `known`, what is committed: released runs of all seeds, else the reference, else released runs of some."""
     references, found = read_references(project.reference), {}
     for name, row in config.load(project.params).experiments.items():
-        ours = released(project, name, row)
-        if name in references and references[name].row == measured(row) and not (ours and not ours.gap):
-            its = references[name]
+        ours, its = released(project, name, row), reference_of(references, name, row)
+        if its and (ours is None or ours.gap):
             found[name] = Result(COMMITTED, spread(list(its.values)), list(its.seeds), its.seconds, its.machine)
         elif ours:
             found[name] = ours
@@ -216,12 +215,15 @@ def verdict_on(
     """
     if ours is None or ours.source == COMMITTED or ours.gap:
         return None
-    if ours.source == HERE:
-        return judged(project, name, row, target)
+    return judged(project, name, row, target) if ours.source == HERE else judge(ours.accuracy, row, target)
+
+
+def judge(accuracy: dict[str, Any], row: Experiment, target: Target | None) -> dict[str, Any]:
+    """`verdict.verdict` on an accuracy, as `spread` makes it, of all the row's seeds."""
     from ffrepro.verdict import verdict  # SciPy, which not every command need wait for
 
-    summary = {"accuracy": ours.accuracy, "test_images": config.SHAPES[row.data.name][2]}
-    return verdict({**summary, "target": target.model_dump() if target else None}, row.verdict)
+    against, images = target.model_dump() if target else None, config.SHAPES[row.data.name][2]
+    return verdict({"accuracy": accuracy, "target": against, "test_images": images}, row.verdict)
 
 
 def judged(project: Layout, name: str, row: Experiment, target: Target | None) -> dict[str, Any] | None:

@@ -174,6 +174,12 @@ def target_of(targets: Mapping[str, Target], name: str, row: Experiment) -> Targ
     return target if target and target.row in (None, measured(row)) else None
 
 
+def reference_of(references: Mapping[str, Reference], name: str, row: Experiment) -> Reference | None:
+    """What was measured for the row; none where it was with other parameters than the row's."""
+    reference = references.get(name)
+    return reference if reference and reference.row == measured(row) else None
+
+
 def read_paper(path: Path) -> dict[str, Target]:
     """The published values by row. Raises UserError in one line for each mistake in the file."""
     paper = checked(Paper, read_yaml(path), path.name)

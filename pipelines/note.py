@@ -23,7 +23,7 @@ def main(*names: str) -> None:
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
         unknown = sorted(set(names) - {stage.addressing for stage in stages})
         if unknown or not stages:
-            given = unknown[0] if unknown else "nothing"
+            given = repr(unknown[0]) if unknown else "nothing"
             raise errors.UserError(f"given {given}; allowed: stages; `dvc stage list` names them")
         for stage in stages:
             stage.save(run_cache=False)  # a second store of the same, for half the time

@@ -52,10 +52,10 @@ def test_wrong_usage_exits_with_2_and_no_traceback(project, command):
     [
         ("prepare", "given nothing; usage: python -m pipelines.prepare NAME"),
         ("prepare digit", "no data set 'digit'; did you mean digits? there are: "),
-        ("train digits", "given digits; usage: python -m pipelines.train NAME SEED [RUNS]"),
+        ("train digits", "given 'digits'; usage: python -m pipelines.train NAME SEED [RUNS]"),
         ("evaluate digits x", "given 'x' as the seed; allowed: a whole number from 0 up; usage: python -m "),
         ("run digits -1", "given '-1' as the seed; allowed: a whole number from 0 up; usage: python -m "),
-        ("table all", "given all; usage: python -m pipelines.table\n"),
+        ("table all", "given 'all'; usage: python -m pipelines.table\n"),
         ("note check@digits", "/"),  # which is no repository of git's: DVC's own line
     ],
 )
@@ -68,7 +68,7 @@ def test_a_stage_that_is_called_wrongly_says_how_to_call_it(project, command, li
 
 def test_only_stages_are_noted(project):
     assert project.shell("git init -q").returncode == 0
-    for arguments, given in (((), "nothing"), (("check@digits", "train@digit-0"), "train@digit-0")):
+    for arguments, given in (((), "nothing"), (("check@digits", "train@digit-0"), "'train@digit-0'")):
         done = project.run("python", "-m", "pipelines.note", *arguments)
         line = f"ffrepro: given {given}; allowed: stages; `dvc stage list` names them\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", line)

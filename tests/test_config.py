@@ -678,7 +678,9 @@ def test_training_parameters_are_what_a_training_depends_on_and_nothing_else(sou
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"{", b"\xff", b'{"title": "x"}'])
 def test_a_file_that_is_no_checked_row_is_one_line(tmp_path, content):
     path = tmp_path / "experiment.json"
-    with pytest.raises(UserError, match=r"^[^\n]*experiment\.json: no such file; `python -m pipelines.check [a-z0-9_]+` writes it$"):
+    with pytest.raises(
+        UserError, match=r"^[^\n]*experiment\.json: no such file; `python -m pipelines.check [a-z0-9_]+` writes it$"
+    ):
         config.read_experiment(path)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^[^\n]*experiment\.json: not a row as the check stage writes it[^\n]*$"):

@@ -66,15 +66,16 @@ def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> N
 def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | None:
     """How to call a stage, for `--help`. Raises UserError, with the same, for what it cannot be called with: too much,
     too little, a `seed` that is none. Of an entry point that takes any number of arguments, nothing is known here."""
-    parameters, module = inspect.signature(main).parameters, sys.modules[main.__module__]
-    if any(its.kind is its.VAR_POSITIONAL for its in parameters.values()):
+    signature, module = inspect.signature(main), sys.modules[main.__module__]
+    parameters = signature.parameters.items()
+    if any(its.kind is its.VAR_POSITIONAL for _, its in parameters):
         return None
-    names = (name.upper() if its.default is its.empty else f"[{name.upper()}]" for name, its in parameters.items())
+    names = (name.upper() if its.default is its.empty else f"[{name.upper()}]" for name, its in parameters)
     text = " ".join(["usage: python -m", module.__spec__.name if module.__spec__ else module.__name__, *names])
     if arguments == ("--help",):
         return f"{text}\n\n{(module.__doc__ or '').strip()}"
     try:
-        seed = inspect.signature(main).bind(*arguments).arguments.get("seed", "0")
+        seed = signature.bind(*arguments).arguments.get("seed", "0")
     except TypeError:
         raise UserError(f"given {', '.join(map(repr, arguments)) or 'nothing'}; {text}") from None
     if not (seed.isascii() and seed.isdecimal()):

@@ -123,17 +123,16 @@ def _headline(project: Layout, rows: list[dict[str, str]]) -> str:
     ours, own = results.known(project).get(HEADLINE), results.released(project, HEADLINE, row)
     result = results.verdict_on(project, HEADLINE, row, ours, target)
     text = [f"Its target: {line['target (%)']}, in percent." if target else "It has no target."]
-    commands = []
     if ours and result:
         why = f"The rule: {result['rule']}. Here {result['why']}{report.p_text(result['p'])}."
         text = [f"Measured: {percent(ours.accuracy)}, in {ours.folder}/{HEADLINE}.", *text, why]
     elif own:
         text = [f"Released: {report.measured_accuracy(own)}, on {own.device}.", *text]
         text += ["No verdict without all seeds."] if own.gap else []
-    if own and not (result and ours != own):
-        commands.append(f"<code>ffrepro verify results/{HEADLINE}</code> computes it anew.")
-    if not result or ours == own:
-        commands.append(f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it.")
+    commands = []
+    if not (ours and result and ours.source == results.HERE):
+        commands += [f"<code>ffrepro verify results/{HEADLINE}</code> computes it anew."] if own else []
+        commands += [f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it."]
     start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: {_word(line["verdict"])}</p>'
     return f"{start}\n<p>{' '.join([escape(' '.join(text)), *commands])}</p>"
 

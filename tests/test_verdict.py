@@ -11,12 +11,13 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW, ttost_ind
 
 from ffrepro import record
 from ffrepro.config import VerdictRule
-from ffrepro.targets import spread
+from ffrepro.targets import read_paper, spread
 from ffrepro.verdict import (
     EXIT_CODES,
     INCONCLUSIVE,
     NOT_REPRODUCED,
     REPRODUCED,
+    WANTED_POWER,
     bootstrap,
     planning,
     power,
@@ -402,6 +403,21 @@ def test_a_verdict_tells_the_power_of_its_rule():
     target = published(83.5, 0.78)
     assert judged([83, 84, 85], target)["power"] == planning(spread([83, 84, 85]), target, rule(1.5))
     assert judged([83, 84, 85], None)["power"] is None
+
+
+def test_the_rows_rules_find_what_is_there_and_take_no_method_for_another(root, params):
+    """Of the published values: seeds enough for the published spread, and margins below the methods' distances."""
+    targets = read_paper(root / "paper.yaml")
+    for name, target in targets.items():
+        row = params.experiments[name]
+        if target.std:
+            assert power(len(row.seeds), None, target.std, row.verdict) >= WANTED_POWER, name
+        apart = [other for other in targets if other != name and params.experiments[other].data == row.data]
+        for other in apart:
+            std = targets[other].std or target.std or 0.5
+            values = targets[other].mean + std * scipy.stats.zscore(np.arange(len(row.seeds)), ddof=1)
+            summary = {"accuracy": spread(values.tolist()), "test_images": 10_000, "target": target.model_dump()}
+            assert verdict(summary, row.verdict)["verdict"] == NOT_REPRODUCED, f"{other} by the rule of {name}"
 
 
 # Random cases: 1 to 6 seeds, near and far, against published values and references

@@ -480,10 +480,11 @@ def check() -> None:
     project = layout.find()
     params = config.load(project.params)
     pipeline.check_graph(params, project)
-    for name in targets.read_paper(project.paper):
+    published = targets.read_paper(project.paper)
+    for name in published:
         errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
     claims.check(targets.read_claims(project.paper), params.experiments)
-    deviations.read(project.deviations)
+    deviations.check(deviations.read(project.deviations), published)
     seeds = sum(len(row.seeds) for row in params.experiments.values())
     print(f"params.yaml: {len(params.experiments)} rows, {seeds} runs: sound")
 

@@ -1,11 +1,12 @@
 """Where this project, and each of its rows, departs from the authors' code (deviations.yaml)."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
+from ffrepro import errors
 from ffrepro.config import Experiment, Name, Section, checked, impossible, read_yaml
 
 SECTIONS = ("data", "augmentation", "network", "training", "evaluation")
@@ -28,8 +29,8 @@ def fields() -> dict[str, TypeAdapter[Any]]:
     return found
 
 
-class Always(Section):
-    """A deviation of every row: its key says of what."""
+class Departure(Section):
+    """A deviation that is no field's. Its key says of what, or of which row's published value."""
 
     theirs: Words
     here: Words
@@ -44,9 +45,13 @@ class Deviation(Section):
 
 
 class Deviations(Section):
-    """The whole of deviations.yaml. Every field of a row's numbers is in one of `fields` and `choices`."""
+    """The whole of deviations.yaml. Every field of a row's numbers is in one of `fields` and `choices`.
 
-    always: dict[Name, Always] = Field(min_length=1)
+    always: of every row. targets: of rows whose published value the authors' code did not make.
+    """
+
+    always: dict[Name, Departure] = Field(min_length=1)
+    targets: dict[Name, Departure] = Field(default_factory=dict)
     fields: dict[Place, Deviation]
     choices: dict[Place, Words]
 
@@ -84,6 +89,12 @@ class Deviations(Section):
 def read(path: Path) -> Deviations:
     """Raises UserError in one line for each mistake in the file."""
     return checked(Deviations, read_yaml(path), path.name)
+
+
+def check(deviations: Deviations, targets: Collection[str]) -> None:
+    """Refuse in `targets` what is no row with a published value. targets: those of paper.yaml."""
+    for name in deviations.targets:
+        errors.known("row", name, targets, prefix=f"deviations.yaml: targets.{name}: no such target in paper.yaml")
 
 
 def of(row: Experiment, deviations: Deviations) -> Iterator[tuple[str, str, str, str]]:

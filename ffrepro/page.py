@@ -261,9 +261,11 @@ def _plain(name: str, title: str, columns: Sequence[str], rows: Iterable[Iterabl
 
 
 def _deviations(project: Layout) -> str:
-    """Those of every row; then each departing value once, with the rows that have it."""
+    """Those of every row; of rows whose published value the authors' code did not make; then each departing value
+    once, with the rows that have it."""
     known, rows = deviations.read(project.deviations), config.load(project.params).experiments
     always = [(name.replace("-", " "), entry.theirs, entry.here, entry.why) for name, entry in known.always.items()]
+    targets = [(name, entry.theirs, entry.here, entry.why) for name, entry in known.targets.items()]
     by_value: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows.items():
         for one in deviations.of(row, known):
@@ -276,6 +278,8 @@ def _deviations(project: Layout) -> str:
     )
     return (
         _plain("always", "Of all rows", ("what", "theirs", "here", "why"), always)
+        + "\n"
+        + _plain("targets", "Of published values that other code made", ("row", "theirs", "here", "why"), targets)
         + "\n"
         + _table("fields", "Of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>")
     )

@@ -171,16 +171,23 @@ def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
 
 
 def deviations_md(project: Layout) -> str:
-    """What departs from the authors' code, in two Markdown tables: for all rows, and row by row."""
+    """What departs from the authors' code, in three Markdown tables: for all rows, for those whose published value it
+    did not make, and row by row."""
     from ffrepro import deviations
 
     known = deviations.read(project.deviations)
     always = [[name.replace("-", " "), entry.theirs, entry.here, entry.why] for name, entry in known.always.items()]
+    targets = [[name, entry.theirs, entry.here, entry.why] for name, entry in known.targets.items()]
     rows = config.load(project.params).experiments
     single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
     of_all = markdown(["what", "theirs", "here", "why"], always)
+    of_targets = markdown(["experiment", "theirs", "here", "why"], targets)
     by_row = markdown(["experiment", "field", "here", "theirs", "why"], single)
-    return f"## Deviations from the authors' code, of all rows\n\n{of_all}\n## And row by row\n\n{by_row}"
+    return (
+        f"## Deviations from the authors' code, of all rows\n\n{of_all}\n"
+        f"## From what made other published values\n\n{of_targets}\n"
+        f"## And row by row\n\n{by_row}"
+    )
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -207,8 +214,8 @@ def sentence(result: dict[str, Any]) -> str:
         n, enough = result["accuracy"]["n"], power["seeds_for_80_percent"]
         needs = "more than 100 seeds" if enough is None else f"{enough} seed{'s' * (enough > 1)}"
         lines.append(
-            f'power: {100 * power["probability"]:.0f} % to say "reproduced" with n = {n} if there is no difference; '
-            f"80 % takes {needs} (by the {power['std_of']} spread, {power['std']:.2f} points)"
+            f'power: {100 * power["probability"]:.0f} % to say "reproduced" with n = {n} if the true mean is the target'
+            f"; 80 % takes {needs} (by the {power['std_of']} spread, {power['std']:.2f} points)"
         )
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 For a machine that has torch, torchvision, NumPy and Pydantic, no installed ffrepro, minutes at a time, and a narrow way
 back. There, with the row's checked form (`python -m pipelines.check ROW`) and the data set's files beside the source:
 
-    python -m pipelines.away run ROW SEED --scratch DIR --out DIR --mirror DIR [--minutes 9] [--curve]
+    python -m pipelines.away run ROW SEED --scratch DIR --out DIR --mirror DIR [--minutes 9] [--curve IMAGES]
 
 trains until the minutes are used up, keeps its checkpoint in scratch, exits with code 75, and is called again until the
 training is complete: it goes on to the same bits. `out` then holds what must travel, in files of 15 MiB at most. Home:

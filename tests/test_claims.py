@@ -42,7 +42,15 @@ def test_the_mean_over_pairs_by_hand():
     assert outcome["difference"] == 1
     assert outcome["p"] == pytest.approx(t.sf(math.sqrt(3), 8))
     assert outcome["p_reversed"] == pytest.approx(t.cdf(math.sqrt(3), 8))
-    assert (outcome["verdict"], outcome["why"]) == ("inconclusive", "mean difference +1.00 points")
+    assert outcome["verdict"] == "inconclusive"
+    assert outcome["why"] == "mean difference +1.00 points; single pairs +0.00 to +2.00"
+
+
+def test_pairs_that_a_mean_hides_are_told():
+    rows = results(a=[40, 41, 42], b=[2, 3, 4], c=[7, 8, 9], d=[8, 9, 10])
+    outcome = claims.judge(claim(("a", "b"), ("c", "d"), ("c", "d")), rows)
+    assert outcome["verdict"] == "supported"
+    assert outcome["why"] == "mean difference +12.00 points; single pairs -1.00 to +38.00, 2 of 3 below 0"
 
 
 def test_a_row_of_several_pairs_enters_with_its_whole_weight():

@@ -1,6 +1,7 @@
 """deviations.yaml: complete, strictly read, and printed with every table."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ffrepro import config, deviations, report
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
+from ffrepro.targets import read_paper
 
 
 @pytest.fixture
@@ -104,6 +106,14 @@ def test_a_mistake_in_the_file_names_the_field_what_was_given_and_what_is_allowe
     assert len(rest) == ("their:" in new or "choice:" in new)  # a misspelt key is an unknown and a missing one
 
 
+def test_a_target_that_is_none_is_a_line(root, tmp_path):
+    text, path = (root / "deviations.yaml").read_text(), tmp_path / "deviations.yaml"
+    path.write_text(text.replace("\n  hinton:\n", "\n  hintn:\n"))
+    with pytest.raises(UserError, match=r"^deviations\.yaml: targets\.hintn: no such target in paper\.yaml; did you "):
+        deviations.check(deviations.read(path), read_paper(root / "paper.yaml"))
+    deviations.check(deviations.read(root / "deviations.yaml"), read_paper(root / "paper.yaml"))
+
+
 @pytest.mark.parametrize("content", ["", "[]", "always: 1\nfields: []\nchoices: {}\n", "fields: {training.lr: 1}\n"])
 def test_what_is_no_such_file_is_refused(tmp_path, content):
     path = tmp_path / "deviations.yaml"
@@ -125,11 +135,13 @@ def test_they_stand_under_the_table(root, tmp_path):
     for name in ("params.yaml", "paper.yaml", "deviations.yaml"):
         shutil.copy(root / name, tmp_path)
     printed = report.write_tables(Layout(tmp_path))
-    of_all, by_row = printed.split("## Deviations from the authors' code, of all rows\n\n")[1].split(
-        "## And row by row\n\n"
-    )
+    _, of_all, of_targets, by_row = re.split(r"^## (?:Deviations|From what|And row).*\n\n", printed, flags=re.MULTILINE)
     assert "| random numbers | no seed is set | keyed CPU generators, a seed for every run | " in of_all
     assert len(of_all.strip().splitlines()) == 2 + 7
+    assert [line.split(" | ")[0] for line in of_targets.strip().splitlines()[2:]] == [
+        "| hinton",
+        "| backprop-large-cifar10",
+    ]
     rows = [line.split(" | ")[:4] for line in by_row.strip().splitlines()[2:]]
     assert ["| digits", "training.precision", "float32", "float16"] in rows
     assert [line for line in rows if line[0] == "| svhn"] == [["| svhn", "training.epochs", "200", "100"]]

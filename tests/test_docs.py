@@ -65,7 +65,7 @@ def test_the_readme_states_the_power_of_the_headline(root, params):
     text = " ".join((root / "README.md").read_text().split())
     assert (
         f"{words[len(row.seeds)]} seeds of `cifar10` have a chance of {100 * plan['probability']:.0f} % to be called "
-        '"reproduced" if there is no difference'
+        '"reproduced" if their true mean is the printed one'
     ) in text
     assert len(row.seeds) >= plan["seeds_for_80_percent"]
 

@@ -342,7 +342,7 @@ def test_the_sentence_names_measured_target_rule_and_outcome(ran, row):
         "bootstrap interval over seeds: [-0.18, +1.49] (too narrow for few seeds; no say)\n"
         "sampling error: another test set of 10000 images would add ±0.37 points to a run (binomial standard error; "
         "not in the interval, since all runs share one test set)\n"
-        'power: 52 % to say "reproduced" with n = 3 if there is no difference; 80 % takes 5 seeds '
+        'power: 52 % to say "reproduced" with n = 3 if the true mean is the target; 80 % takes 5 seeds '
         "(by the published spread, 0.78 points)"
     )
 

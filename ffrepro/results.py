@@ -29,6 +29,14 @@ class _Metrics(_Read):
 class _Environment(_Read):
     device: Text
     gpu: Text | None = None
+    model: Text | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+    def __str__(self) -> str:
+        """A GPU's name; of a CPU its model and how many threads it computed with, as far as the record tells."""
+        if self.gpu or not (self.model and self.threads):
+            return self.gpu or self.device
+        return f"{self.threads} thread{'s' * (self.threads > 1)} of {self.model}"
 
 
 class _Record(_Read):
@@ -93,9 +101,7 @@ def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) ->
 
 def devices(runs: list[dict[str, Any]]) -> str:
     """What the runs were trained on, each once."""
-    return ", ".join(
-        sorted({env.get("gpu") or env["device"] for env in (run["record"]["environment"] for run in runs)})
-    )
+    return ", ".join(sorted({str(_Environment.model_validate(run["record"]["environment"])) for run in runs}))
 
 
 class Accuracy(Section):

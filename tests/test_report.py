@@ -223,6 +223,12 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
     assert json.loads(json.dumps(summary)) == summary
 
 
+def test_a_cpu_is_named_with_its_threads():
+    cpu = {"device": "cpu", "model": "A CPU", "threads": 2}
+    runs = [{"record": {"environment": one}} for one in (cpu, {**cpu, "threads": 1}, {**cpu, "gpu": "A GPU"}, cpu)]
+    assert results.devices(runs) == "1 thread of A CPU, 2 threads of A CPU, A GPU"
+
+
 def test_one_seed_has_no_spread(ran, row):
     alone = row.model_copy(update={"seeds": (1,)})
     for seed in (0, 2):

@@ -62,10 +62,10 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]], gaps: Mapping[str, s
     found, p = min(test[0] for test in tests), max(test[1] for test in tests)
     p_reversed = min(1.0, len(tests) * min(test[2] for test in tests))
     word = SUPPORTED if p < ALPHA else CONTRADICTED if p_reversed < ALPHA else INCONCLUSIVE
-    what = "smallest difference" if claim.each else "mean difference" if len(pairs) > 1 else "difference"
+    what = "difference" if len(pairs) == 1 else "smallest difference" if claim.each else "mean difference"
     why = f"{what} {found:+.2f} points"
     if not claim.each and len(pairs) > 1:  # a mean can hide one large pair, and pairs that say the opposite
-        apart = sorted(rows[higher]["mean"] - rows[lower]["mean"] for higher, lower in pairs)
+        apart = sorted(difference([pair], rows)[0] for pair in pairs)
         below = f", {sum(one < 0 for one in apart)} of {len(apart)} below 0" if apart[0] < 0 else ""
         why += f"; single pairs {apart[0]:+.2f} to {apart[-1]:+.2f}{below}"
     return {**outcome, "difference": found, "p": p, "p_reversed": p_reversed, "verdict": word, "why": why}

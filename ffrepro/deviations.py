@@ -1,4 +1,5 @@
-"""Where this project, and each of its rows, departs from the authors' code (deviations.yaml)."""
+"""Where this project, and each of its rows, departs from the authors' code, and from other code that made a published
+value (deviations.yaml)."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -35,6 +36,11 @@ class Departure(Section):
     theirs: Words
     here: Words
     why: Words
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """(theirs, here, why)."""
+        return self.theirs, self.here, self.why
 
 
 class Deviation(Section):

@@ -261,11 +261,10 @@ def _plain(name: str, title: str, columns: Sequence[str], rows: Iterable[Iterabl
 
 
 def _deviations(project: Layout) -> str:
-    """Those of every row; of rows whose published value the authors' code did not make; then each departing value
-    once, with the rows that have it."""
+    """Those of every row; then each departing value once, with the rows that have it; then those from other code."""
     known, rows = deviations.read(project.deviations), config.load(project.params).experiments
-    always = [(name.replace("-", " "), entry.theirs, entry.here, entry.why) for name, entry in known.always.items()]
-    targets = [(name, entry.theirs, entry.here, entry.why) for name, entry in known.targets.items()]
+    always = [(name.replace("-", " "), *entry.words) for name, entry in known.always.items()]
+    targets = [(name, *entry.words) for name, entry in known.targets.items() if name in rows]
     by_value: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows.items():
         for one in deviations.of(row, known):
@@ -276,12 +275,12 @@ def _deviations(project: Layout) -> str:
         f"<tr>{_cells(dict(zip(columns, one, strict=True)))}<td>{_names(names)}</td></tr>"
         for one, names in sorted(by_value.items(), key=lambda item: order[item[0][0]])
     )
-    return (
-        _plain("always", "Of all rows", ("what", "theirs", "here", "why"), always)
-        + "\n"
-        + _plain("targets", "Of published values that other code made", ("row", "theirs", "here", "why"), targets)
-        + "\n"
-        + _table("fields", "Of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>")
+    return "\n".join(
+        [
+            _plain("always", "From the authors’ code, of all rows", ("what", *report.THEIRS), always),
+            _table("fields", "From the authors’ code, of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>"),
+            _plain("targets", "From other code that made a published value", ("row", *report.THEIRS), targets),
+        ]
     )
 
 

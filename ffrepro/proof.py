@@ -18,7 +18,7 @@ import typer
 from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
-from ffrepro import claims, config, determinism, devices, doctor, evaluation, record, training
+from ffrepro import claims, config, determinism, devices, doctor, evaluation, record, results, training
 from ffrepro.checkpoint import chained
 from ffrepro.config import Experiment, Params, Section
 from ffrepro.data import Split
@@ -27,7 +27,6 @@ from ffrepro.figure_data import read_history
 from ffrepro.layout import Layout
 from ffrepro.network import Network
 from ffrepro.report import percent
-from ffrepro.results import judge
 from ffrepro.targets import Reference, Target, read_references, read_targets, reference_of, spread, target_of
 from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 
@@ -131,9 +130,14 @@ def _time(text: str) -> str:
     return text
 
 
+def _environment(facts: dict[str, str | int | None]) -> dict[str, str | int | None]:
+    results.Environment.model_validate(facts)  # which is what tables read of it
+    return facts
+
+
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Time = Annotated[str, AfterValidator(_time)]
-Environment = dict[str, str | int | None]
+Environment = Annotated[dict[str, str | int | None], AfterValidator(_environment)]
 
 
 class LinkOfChain(Section):
@@ -578,7 +582,7 @@ def statistics(
         so_far = f"{percent(spread([known[seed] for seed in own]))} so far against {against}: " if own else ""
         yield rung(f"{so_far}inconclusive: {gap}", None, EXIT_CODES[INCONCLUSIVE], own)
         return
-    result = judge(spread([known[seed] for seed in own]), row, target)
+    result = results.judge(spread([known[seed] for seed in own]), row, target)
     word = result["verdict"]
     text = f"{percent(result['accuracy'])} against {against}: {word}: {result['why']}"
     yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word], own)

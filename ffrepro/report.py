@@ -121,7 +121,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def write_tables(project: Layout) -> str:
     """Write report/table.md, .csv, report/tables/ and report/claims.md, .csv, .json; returns table.md: the rows, the
-    paper's tables, the claims, and what departs from the authors' code, so that no table goes without it."""
+    paper's tables, the claims, and where all this departs from what it reproduces, so that no table goes without it."""
     from ffrepro import claims, tables  # SciPy, which `ffrepro list` need not wait for
 
     rows, outcomes = table(project), claims.read(project)
@@ -171,23 +171,24 @@ def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
 
 
 def deviations_md(project: Layout) -> str:
-    """What departs from the authors' code, in three Markdown tables: for all rows, for those whose published value it
-    did not make, and row by row."""
+    """What departs from the authors' code, of all rows and row by row, and from other code that made a published value:
+    three Markdown tables."""
     from ffrepro import deviations
 
-    known = deviations.read(project.deviations)
-    always = [[name.replace("-", " "), entry.theirs, entry.here, entry.why] for name, entry in known.always.items()]
-    targets = [[name, entry.theirs, entry.here, entry.why] for name, entry in known.targets.items()]
-    rows = config.load(project.params).experiments
+    known, rows = deviations.read(project.deviations), config.load(project.params).experiments
+    always = [[name.replace("-", " "), *entry.words] for name, entry in known.always.items()]
     single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
-    of_all = markdown(["what", "theirs", "here", "why"], always)
-    of_targets = markdown(["experiment", "theirs", "here", "why"], targets)
-    by_row = markdown(["experiment", "field", "here", "theirs", "why"], single)
-    return (
-        f"## Deviations from the authors' code, of all rows\n\n{of_all}\n"
-        f"## From what made other published values\n\n{of_targets}\n"
-        f"## And row by row\n\n{by_row}"
+    targets = [[name, *entry.words] for name, entry in known.targets.items() if name in rows]
+    return "\n".join(
+        [
+            f"## Deviations from the authors' code, of all rows\n\n{markdown(['what', *THEIRS], always)}",
+            f"## And row by row\n\n{markdown(['experiment', 'field', 'here', 'theirs', 'why'], single)}",
+            f"## From other code that made a published value\n\n{markdown(['experiment', *THEIRS], targets)}",
+        ]
     )
+
+
+THEIRS = ("theirs", "here", "why")
 
 
 def sentence(result: dict[str, Any]) -> str:

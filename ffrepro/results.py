@@ -26,22 +26,24 @@ class _Metrics(_Read):
     blocks: dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}$")], Percent] = Field(min_length=1)
 
 
-class _Environment(_Read):
+class Environment(_Read):
+    """What is told of a record's environment."""
+
     device: Text
     gpu: Text | None = None
     model: Text | None = None
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
 
     def __str__(self) -> str:
-        """A GPU's name; of a CPU its model and how many threads it computed with, as far as the record tells."""
-        if self.gpu or not (self.model and self.threads):
-            return self.gpu or self.device
-        return f"{self.threads} thread{'s' * (self.threads > 1)} of {self.model}"
+        """A GPU's name; how many threads of which CPU, as far as the record tells."""
+        if self.gpu or not self.threads:
+            return self.gpu or self.model or self.device
+        return f"{self.threads} thread{'s' * (self.threads > 1)} of {self.model or 'a CPU'}"
 
 
 class _Record(_Read):
     ffrepro: Text
-    environment: _Environment
+    environment: Environment
     seconds: Seconds
 
 
@@ -71,8 +73,10 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
     if failed:
         which = "; ".join(f"seed {seed}: {why}" for seed, why in failed.items())
         count = f"{len(failed)} of {len(seeds)} declared seeds failed"
-        again = f"remove them and run `ffrepro reference {name}`" if of_results else "run `dvc repro` for them"
-        raise UserError(f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: {again} again")
+        again = "run `dvc repro` for them again"
+        if of_results:
+            again = f"remove them and run `ffrepro reference {name} --machine CLASS` again"
+        raise UserError(f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: {again}")
     return runs
 
 
@@ -101,7 +105,7 @@ def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) ->
 
 def devices(runs: list[dict[str, Any]]) -> str:
     """What the runs were trained on, each once."""
-    return ", ".join(sorted({str(_Environment.model_validate(run["record"]["environment"])) for run in runs}))
+    return ", ".join(sorted({str(Environment.model_validate(run["record"]["environment"])) for run in runs}))
 
 
 class Accuracy(Section):

@@ -146,6 +146,12 @@ def test_a_paper_row_that_is_no_experiment_is_refused(project):
     ("file", "old", "new", "line"),
     [
         ("deviations.yaml", "theirs: float16", "theirs: float8", "fields.training.precision.theirs: given 'float8'"),
+        (
+            "deviations.yaml",
+            "\n  hinton:\n",
+            "\n  hintn:\n",
+            "targets.hintn: no such target in paper.yaml; did you mean hin",
+        ),
         ("paper.yaml", "each: true", "each: yes", "claims.all-three-highest.each: given 'yes'; allowed: true or false"),
         (
             "paper.yaml",

@@ -144,6 +144,13 @@ def test_the_power_of_the_seeds_is_what_params_says(root, params):
     powers = [power(n, None, 0.78, rule) for n in (5, 4, 3)]  # 0.78: the published spread
     five, four, three = (f"{100 * p:.0f} %" for p in powers)
     assert f'"reproduced" if it is: {five}; of 4 seeds {four}, of 3 seeds {three}' in said
+    for name, spread_of_a_seed, words in (
+        ("mnist", 0.06, "margin: 0.2 # power: {:.0f} %; "),
+        ("fashion-mnist", 0.49, "# power by the default margin: {:.0f} %\n"),
+        ("hinton", 0.1, "margin: 0.3 # no spread is published; with one of 0.1 points the rule's power is {:.0f} %\n"),
+    ):
+        row = params.experiments[name]
+        assert words.format(100 * power(len(row.seeds), None, spread_of_a_seed, row.verdict)) in said
 
 
 def test_a_single_run_of_cifar10_quick_is_inconclusive_where_its_page_says(root, params):

@@ -432,7 +432,8 @@ def told(small, root, tmp_path_factory):
     for seed in row.seeds:
         facts = {"seed": seed, "parameters": record.text_hash(config.training_parameters(row)), "weights": "0" * 64}
         facts |= {"code": "1" * 64, "started": "2026-01-01", "seconds": 9.0, "ffrepro": "0"}
-        record.write_json(facts | {"environment": {"device": "cpu"}}, project.run("small", seed) / "record.json")
+        environment = {"device": "cpu", "model": "A CPU", "threads": 2}
+        record.write_json(facts | {"environment": environment}, project.run("small", seed) / "record.json")
         metrics = {"accuracy": 80.0 + seed, "vote": "last", "weights": "0" * 64, "blocks": {"1": 70.0, "2": 80.0}}
         record.write_json(metrics, project.run("small", seed) / "metrics.json")
         epochs = [{"epoch": i, "loss_1": 1.0 / i, "loss_2": "", "separation_1": 0.1 * i} for i in (1, 2)]

@@ -315,6 +315,7 @@ def test_hostile_titles_and_sources_are_text(root, tmp_path):
     paper["sources"] = dict.fromkeys(paper["sources"], HOSTILE)
     paper["targets"]["ablation-digits-backprop"] = {"mean": 97, "std": None, "source": "trifecta"}
     differences["always"]["device"]["why"] = HOSTILE
+    differences["targets"] = {"ablation-digits-backprop": {"theirs": HOSTILE, "here": "x", "why": "y"}}
     for path, content in ((made.params, params), (made.paper, paper), (made.deviations, differences)):
         path.write_text(json.dumps(content))
     fill(made)

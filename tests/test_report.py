@@ -225,8 +225,14 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
 
 def test_a_cpu_is_named_with_its_threads():
     cpu = {"device": "cpu", "model": "A CPU", "threads": 2}
-    runs = [{"record": {"environment": one}} for one in (cpu, {**cpu, "threads": 1}, {**cpu, "gpu": "A GPU"}, cpu)]
-    assert results.devices(runs) == "1 thread of A CPU, 2 threads of A CPU, A GPU"
+    for environment, told in {
+        **{("gpu", "model", "threads"): "A GPU", ("model", "threads"): "2 threads of A CPU"},
+        **{("threads",): "2 threads of a CPU", ("model",): "A CPU", (): "cpu"},  # a portable one names no model
+    }.items():
+        facts = {"device": "cpu"} | {name: {**cpu, "gpu": "A GPU"}[name] for name in environment}
+        assert results.devices([{"record": {"environment": facts}}] * 2) == told
+    runs = [{"record": {"environment": one}} for one in (cpu, {**cpu, "threads": 1})]
+    assert results.devices(runs) == "1 thread of A CPU, 2 threads of A CPU"
 
 
 def test_one_seed_has_no_spread(ran, row):

@@ -412,7 +412,8 @@ def test_the_rows_rules_find_what_is_there_and_take_no_method_for_another(root, 
         row = params.experiments[name]
         if target.std:
             assert power(len(row.seeds), None, target.std, row.verdict) >= WANTED_POWER, name
-        apart = [other for other in targets if other != name and params.experiments[other].data == row.data]
+        alike = [other for other in targets if params.experiments[other].data == row.data]
+        apart = [other for other in alike if targets[other].mean != target.mean]
         for other in apart:
             std = targets[other].std or target.std or 0.5
             values = targets[other].mean + std * scipy.stats.zscore(np.arange(len(row.seeds)), ddof=1)

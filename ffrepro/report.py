@@ -170,6 +170,9 @@ def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
     }
 
 
+THEIRS = ("theirs", "here", "why")
+
+
 def deviations_md(project: Layout) -> str:
     """What departs from the authors' code, of all rows and row by row, and from other code that made a published value:
     three Markdown tables."""
@@ -186,9 +189,6 @@ def deviations_md(project: Layout) -> str:
             f"## From other code that made a published value\n\n{markdown(['experiment', *THEIRS], targets)}",
         ]
     )
-
-
-THEIRS = ("theirs", "here", "why")
 
 
 def sentence(result: dict[str, Any]) -> str:

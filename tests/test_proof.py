@@ -240,6 +240,17 @@ def test_without_the_goodness_file_the_weights_tell(runs, trained):
     assert broken(runs[0], trained).endswith("metrics.json: broken link: goodness_table is not of these weights")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"device": None}, {"gpu": 3}, {"model": "a\x1b[2J"}, {"threads": 0}, {"threads": "2"}, {"threads": 5000}],
+)
+def test_an_environment_that_tables_could_not_print_is_refused(runs, changed):
+    facts = record.read_json(runs[0] / "record.json")
+    reseal(runs[0] / "record.json", environment={**facts["environment"], **changed})
+    with pytest.raises(UserError, match=r"record\.json: .*environment"):
+        proof.read(runs[0])
+
+
 @pytest.mark.parametrize("where", [{"environment": {"device": "another"}}, {"code": "0" * 64}])
 def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_the_weights_give(runs, trained, where):
     (runs[0] / "goodness.safetensors").unlink()

@@ -275,13 +275,13 @@ def _deviations(project: Layout) -> str:
         f"<tr>{_cells(dict(zip(columns, one, strict=True)))}<td>{_names(names)}</td></tr>"
         for one, names in sorted(by_value.items(), key=lambda item: order[item[0][0]])
     )
-    return "\n".join(
-        [
-            _plain("always", "From the authors’ code, of all rows", ("what", *report.THEIRS), always),
-            _table("fields", "From the authors’ code, of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>"),
-            _plain("targets", "From other code that made a published value", ("row", *report.THEIRS), targets),
-        ]
-    )
+    parts = [
+        _plain("always", "From the authors’ code, of all rows", ("what", *report.THEIRS), always),
+        _table("fields", "From the authors’ code, of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>"),
+    ]
+    if targets:
+        parts.append(_plain("targets", "From other code that made a published value", ("row", *report.THEIRS), targets))
+    return "\n".join(parts)
 
 
 def _names(names: list[str]) -> str:

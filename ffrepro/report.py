@@ -175,20 +175,20 @@ THEIRS = ("theirs", "here", "why")
 
 def deviations_md(project: Layout) -> str:
     """What departs from the authors' code, of all rows and row by row, and from other code that made a published value:
-    three Markdown tables."""
+    Markdown tables."""
     from ffrepro import deviations
 
     known, rows = deviations.read(project.deviations), config.load(project.params).experiments
     always = [[name.replace("-", " "), *entry.words] for name, entry in known.always.items()]
     single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
     targets = [[name, *entry.words] for name, entry in known.targets.items() if name in rows]
-    return "\n".join(
-        [
-            f"## Deviations from the authors' code, of all rows\n\n{markdown(['what', *THEIRS], always)}",
-            f"## And row by row\n\n{markdown(['experiment', 'field', 'here', 'theirs', 'why'], single)}",
-            f"## From other code that made a published value\n\n{markdown(['experiment', *THEIRS], targets)}",
-        ]
-    )
+    parts = [
+        f"## Deviations from the authors' code, of all rows\n\n{markdown(['what', *THEIRS], always)}",
+        f"## And row by row\n\n{markdown(['experiment', 'field', 'here', 'theirs', 'why'], single)}",
+    ]
+    if targets:
+        parts.append(f"## From other code that made a published value\n\n{markdown(['experiment', *THEIRS], targets)}")
+    return "\n".join(parts)
 
 
 def sentence(result: dict[str, Any]) -> str:

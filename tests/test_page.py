@@ -256,6 +256,7 @@ def test_environments_are_counted_once_each(html):
 
 
 def test_a_departing_value_stands_once_with_its_rows(html):
+    assert 'id="table-targets"' not in html  # none of these rows has another code's value
     start = html[html.index('id="table-fields"') : html.index('id="environment"')]
     assert start.count('<th scope="row">training.schedule</th>') == 1
     assert start.count('<th scope="row">training.epochs</th>') == 4  # 20, 18, 200 and 15
@@ -325,6 +326,7 @@ def test_hostile_titles_and_sources_are_text(root, tmp_path):
     assert len(tags.named("script")) == len(tags.named("style")) - 1 == 1  # the drawing has a style of its own
     assert tags.named("img") == []
     assert text.count(page.escape(HOSTILE)) >= 10
+    assert page.escape(HOSTILE) in text[text.index('id="table-targets"') : text.index('id="environment"')]
     assert HOSTILE not in text
     (drawing,) = tags.named("svg")
     assert drawing["aria-label"] == HOSTILE

@@ -58,14 +58,15 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]], gaps: Mapping[str, s
         return {**outcome, "verdict": NOT_RUN, "why": f"no results of {', '.join(each)}"}
     if single := [name for name in names if rows[name]["n"] < 2]:
         return {**outcome, "verdict": INCONCLUSIVE, "why": f"1 seed does not tell the spread: {', '.join(single)}"}
-    tests = [difference([pair], rows) for pair in pairs] if claim.each else [difference(pairs, rows)]
+    single_pairs = [difference([pair], rows) for pair in pairs]
+    tests = single_pairs if claim.each else [difference(pairs, rows)]
     found, p = min(test[0] for test in tests), max(test[1] for test in tests)
     p_reversed = min(1.0, len(tests) * min(test[2] for test in tests))
     word = SUPPORTED if p < ALPHA else CONTRADICTED if p_reversed < ALPHA else INCONCLUSIVE
     what = "difference" if len(pairs) == 1 else "smallest difference" if claim.each else "mean difference"
     why = f"{what} {found:+.2f} points"
     if not claim.each and len(pairs) > 1:  # a mean can hide one large pair, and pairs that say the opposite
-        apart = sorted(difference([pair], rows)[0] for pair in pairs)
+        apart = sorted(test[0] for test in single_pairs)
         below = f", {sum(one < 0 for one in apart)} of {len(apart)} below 0" if apart[0] < 0 else ""
         why += f"; single pairs {apart[0]:+.2f} to {apart[-1]:+.2f}{below}"
     return {**outcome, "difference": found, "p": p, "p_reversed": p_reversed, "verdict": word, "why": why}

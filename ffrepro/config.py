@@ -116,7 +116,7 @@ class Training(Section):
     slope: float = Field(
         gt=0,
         le=10_000,
-        description="How steep the original loss is in the mean goodness; the number of units makes a sum of it.",
+        description="Factor of the original loss on (mean goodness - threshold); by the number of units: Hinton's.",
     )
     hardness: Annotated[float, PlainZero] = Field(
         ge=0,

@@ -132,7 +132,7 @@ def test_an_edit_runs_again_what_it_touches_and_nothing_else(project):
     assert first[-2:] == ["report@digits", "verdict@digits"]
     assert len(first) == 8  # check, prepare, 2 x (train, evaluate), report, verdict
     assert ran(repro()) == []
-    project.edit("params.yaml", "on two CPU cores in minutes", "on two CPU cores")  # another row: it might be like it
+    project.edit("params.yaml", "on a CPU, 5 narrow blocks", "on a CPU")  # another row: it might be like it
     assert ran(repro()) == ["check@digits"]
     project.edit("paper.yaml", "targets:\n", "targets:\n  digits: {mean: 50, std: 1, source: trifecta}\n")
     assert ran(repro()) == ["report@digits", "verdict@digits"]

@@ -14,9 +14,14 @@ PORTABLE = {
 """What the portable profile asks of PyTorch's libraries; they read it when they start."""
 
 
+def switched_on(name: str) -> bool:
+    """Whether a variable is set, to anything but 0."""
+    return os.environ.get(name, "") not in ("", "0")
+
+
 def portable() -> bool:
     """Whether FFREPRO_PORTABLE asks for the CPU profile that aims at the same bits on every x86 CPU with AVX2."""
-    return os.environ.get("FFREPRO_PORTABLE", "") not in ("", "0")
+    return switched_on("FFREPRO_PORTABLE")
 
 
 if portable():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import typer
 from torch import Tensor
 
 from ffrepro import checkpoint, config, determinism, negatives, proof, record, training
@@ -21,6 +20,7 @@ from ffrepro.config import Params
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
+from ffrepro.progress import tell
 from ffrepro.proof import Run
 from ffrepro.step import optimizers
 
@@ -161,7 +161,7 @@ def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, 
     return state
 
 
-def shown(states: Path) -> Path:
+def folder(states: Path) -> Path:
     """The folder of states that was given. Raises UserError where there is none."""
     try:
         why = "" if states.is_dir() else "no folder there"
@@ -184,9 +184,7 @@ def report(run: Run, params: Params, data: Split, states: Path, k: int, seed: in
         print(f"-- {declared.what}: {declared.found}")
     code = 0
     for epoch, found, holds in audit(run, data, states, drawn, device):
-        mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[holds]
-        typer.secho(mark, fg=colour, nl=False)
-        print(f" epoch {epoch}: {found}", flush=True)
+        tell(f"epoch {epoch}: {found}", holds)
         code = 3 if holds is False else max(code, 4) if holds is None and code != 3 else code
     shares = [(share, detection(n, max(1, round(n * share)), k)) for share in (0.01, 0.1, 0.5)]
     chances = ", ".join(f"{100 * chance:.0f} % if {max(1, round(n * share))} of {n}" for share, chance in shares)

@@ -2,11 +2,12 @@
 
 Every figure is measured in a process of its own, the contestants in turn, round after round, so that a machine whose
 speed drifts slows all of them; the figures are medians, and ratios are taken round by round. Images are random pixels
-in the data set's shape: nothing here depends on what they show. The parent process needs no torch.
+in the data set's shape: nothing here depends on what they show.
 """
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,18 +15,18 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ffrepro import __version__, errors
+import torch
+
+from ffrepro import __version__, determinism, devices, errors, record
 from ffrepro.config import SHAPES, Experiment, changed
+from ffrepro.data import Split
 from ffrepro.errors import MachineError, UserError
+from ffrepro.evaluation import goodness_of_pairs, goodness_table
+from ffrepro.network import Convolutional, autocast
 from ffrepro.report import markdown
-
-if TYPE_CHECKING:
-    import torch
-
-    from ffrepro.data import Split
-    from ffrepro.network import Convolutional
+from ffrepro.training import build
 
 WARM_UP = 2  # steps before the clock starts: an even and an odd one; on CUDA a second pair is captured
 EVALUATED = 100  # images, each under every label
@@ -41,10 +42,6 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
 
     Returns images per second and the process's peak memory in MiB (on CUDA the device's), or the machine's rates.
     """
-    import torch
-
-    from ffrepro import determinism, devices
-
     plain = case["what"].startswith("plain")
     if case["threads"]:
         torch.set_num_threads(case["threads"])
@@ -60,43 +57,28 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     return result if case["what"] == "rates" else {**result, "peak_mib": peak_memory(device)}
 
 
-def peak_memory(device: "torch.device") -> float:
+def peak_memory(device: torch.device) -> float:
     """In MiB: of the GPU, or of this process on a CPU."""
-    import resource
-
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _now(device: "torch.device") -> float:
-    import torch
-
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def random_images(row: Experiment, n: int) -> "Split":
+def random_images(row: Experiment, n: int) -> Split:
     """`n` images of the row's shape in random pixels, and random labels."""
-    import torch
-
-    from ffrepro.data import Split
-
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, *row.shape), generator=generator, dtype=torch.uint8)
     return Split(pixels, torch.randint(0, row.classes, (n,), generator=generator))
 
 
-def untrained_network(row: Experiment, device: "torch.device", *, plain: bool) -> "Convolutional":
+def untrained_network(row: Experiment, device: torch.device, *, plain: bool) -> Convolutional:
     """The row's network before its first step; plain: in the order of memory that the plain loop's tensors have."""
-    import torch
-
-    from ffrepro.network import Convolutional
-    from ffrepro.training import build
-
     network = build(row, 0, device)
     assert isinstance(network, Convolutional)
     if plain:
@@ -104,12 +86,9 @@ def untrained_network(row: Experiment, device: "torch.device", *, plain: bool) -
     return network
 
 
-def plain_training(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def plain_training(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
     """The plain loop's speed over so many steps, its images read by PyTorch's data loader."""
-    import torch
-
-    from ffrepro import plain
-    from ffrepro.network import autocast
+    from ffrepro import plain  # with torchvision and a data loader, which would count as the engine's memory
 
     training, network = row.training, untrained_network(row, device, plain=True)
     adams = plain.optimizers(network, training)
@@ -125,9 +104,7 @@ def plain_training(row: Experiment, device: "torch.device", steps: int) -> dict[
     return {"images_per_second": steps * training.batch / (_now(device) - begun)}
 
 
-def _engine_training(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
-    from ffrepro import devices
-
+def _engine_training(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
     images = random_images(row, steps * row.training.batch)
     engine = devices.untrained(row, images.to(device))
     for epoch in range(3):  # on CUDA the first runs as it is, the second captures; an epoch may have a step or two only
@@ -136,9 +113,8 @@ def _engine_training(row: Experiment, device: "torch.device", steps: int) -> dic
     return {"images_per_second": len(images.labels) / (_now(device) - begun)}
 
 
-def _plain_evaluation(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def _plain_evaluation(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
     from ffrepro import plain
-    from ffrepro.network import autocast
 
     images = random_images(row, EVALUATED).images.to(device).float() / 255
     network = untrained_network(row, device, plain=True).eval()
@@ -146,12 +122,8 @@ def _plain_evaluation(row: Experiment, device: "torch.device", steps: int) -> di
         return _repeated(lambda: plain.evaluate(network, images, row), device, steps)
 
 
-def _engine_evaluation(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def _engine_evaluation(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
     """The goodness table, and in half precision a second look in float32 at a share of the pairs (`DECIDED`)."""
-    import torch
-
-    from ffrepro.evaluation import goodness_of_pairs, goodness_table
-
     images, network = random_images(row, EVALUATED).images.to(device), untrained_network(row, device, plain=False)
     pairs = round(DECIDED * len(images) * row.classes) if row.training.precision != "float32" else 0
     image = torch.arange(pairs, device=device) % len(images)
@@ -164,7 +136,7 @@ def _engine_evaluation(row: Experiment, device: "torch.device", steps: int) -> d
     return _repeated(evaluate, device, steps)
 
 
-def _repeated(evaluate: Callable[[], object], device: "torch.device", times: int) -> dict[str, float]:
+def _repeated(evaluate: Callable[[], object], device: torch.device, times: int) -> dict[str, float]:
     evaluate()
     begun = _now(device)
     for _ in range(times):
@@ -172,10 +144,8 @@ def _repeated(evaluate: Callable[[], object], device: "torch.device", times: int
     return {"images_per_second": times * EVALUATED / (_now(device) - begun)}
 
 
-def machine_rates(row: Experiment, device: "torch.device", steps: int) -> dict[str, float]:
+def machine_rates(row: Experiment, device: torch.device, steps: int) -> dict[str, float]:
     """What the machine can do at best: matrix products in the row's precision, and copying memory."""
-    import torch
-
     n = 8192 if device.type == "cuda" else 2048
     a = torch.rand(n, n, device=device).to(getattr(torch, row.training.precision))
     long = torch.zeros(256 * MIB // 4, device=device)
@@ -194,7 +164,7 @@ def machine_rates(row: Experiment, device: "torch.device", steps: int) -> dict[s
     }
 
 
-CASES: dict[str, Callable[[Experiment, "torch.device", int], dict[str, float]]] = {
+CASES: dict[str, Callable[[Experiment, torch.device, int], dict[str, float]]] = {
     "plain training": plain_training,
     "engine training": _engine_training,
     "plain evaluation": _plain_evaluation,
@@ -398,8 +368,6 @@ def _cell(spread: dict[str, float], digits: str) -> str:
 
 def write(result: dict[str, Any], path: Path) -> None:
     """PATH.json and PATH.md."""
-    from ffrepro import record
-
     record.write_json(result, path.with_name(f"{path.name}.json"))
     record.write_text(table(result), path.with_name(f"{path.name}.md"))
 

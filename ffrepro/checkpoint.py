@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypedDict
 
 import torch
@@ -71,9 +70,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._wait()
 
     def save(self, history: list[dict[str, Any]]) -> None:
@@ -142,7 +139,10 @@ class Checkpoint:
             state = {**state, "chain": self.chain}
             record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
             if self.keep:
-                record.write(kept_state(path.with_suffix(""), len(self.chain)), partial(shutil.copyfile, path))
+                folder = path.with_suffix("")
+                if len(self.chain) == 1:  # what is there is another training's
+                    shutil.rmtree(folder, ignore_errors=True)
+                record.write(kept_state(folder, len(self.chain)), partial(shutil.copyfile, path))
 
 
 def snapshot(network: Network, adams: list[Adam], memory: Memory) -> dict[str, Any]:

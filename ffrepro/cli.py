@@ -1,9 +1,8 @@
 """Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,23 +23,7 @@ params_app = typer.Typer(help="Look at params.yaml: check it, show a row, print 
 app.add_typer(params_app, name="params")
 
 
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Weights(StrEnum):
-    own = "own"
-    released = "released"
-
-
-class Images(StrEnum):
-    test = "test"
-    training = "training"
-    held_out = "held-out"
-
-
+Device = Literal["auto", "cpu", "cuda"]
 MirrorOption = Annotated[
     str | None,
     typer.Option(help="Folder or base URL in torchvision's layout.", envvar="FFREPRO_MIRROR", metavar="DIR|URL"),
@@ -71,7 +54,7 @@ def _settings(
         "FFREPRO_PORTABLE": portable or asked_portable(),
         "FFREPRO_KEEP": keep,
     }
-    settings = {"FFREPRO_DEVICE": device.value, **{name: "1" if on else "" for name, on in switches.items()}}
+    settings = {"FFREPRO_DEVICE": device, **{name: "1" if on else "" for name, on in switches.items()}}
     return settings | ({"FFREPRO_MIRROR": mirror} if mirror else {})
 
 
@@ -93,7 +76,7 @@ def _options(
 @app.command()
 def reproduce(
     name: RowOrTable,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
     fast: FastOption = False,
@@ -133,7 +116,7 @@ def reproduce(
         if config.experiment(params, row).requires == "cuda" and row not in made_by_jobs:
             from ffrepro import devices
 
-            devices.require(params, row, device.value, measure=True)
+            devices.require(params, row, device, measure=True)
     settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
     pipeline.repro(project, [f"verdict@{row}" for row in rows], settings)
     for row in rows if keep_states else ():
@@ -158,7 +141,7 @@ def submit(
     local: Annotated[
         int | None, typer.Option(min=1, max=1024, help="On this machine, so many at once; on CUDA one a GPU.")
     ] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
     fast: FastOption = False,
@@ -252,7 +235,7 @@ def fetch(
     from ffrepro.progress import DownloadProgress, say
 
     project = layout.find()
-    errors.known("data set", name, data.DATASETS)
+    errors.known(f"no data set {name!r}", name, data.DATASETS)
     with DownloadProgress() as progress:
         sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     files = len(data.DATASETS[name].contents)
@@ -266,19 +249,21 @@ def evaluate(
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; can be repeated.", min=0)] = None,
     runs: Annotated[str, typer.Option(help="Folder of the runs: runs, or results for the committed ones.")] = "runs",
     weights: Annotated[
-        Weights, typer.Option(help="The run's own, or those that results holds in float16: `released`.")
-    ] = Weights.own,
+        Literal["own", "released"],
+        typer.Option(help="The run's own, or those that results holds in float16: `released`."),
+    ] = "own",
     precision: Annotated[
         str | None, typer.Option(help="Another precision than the row's, or than a CPU's for float16.")
     ] = None,
     images: Annotated[
-        Images, typer.Option(help="The test split's, those trained on, or those of the training split held out.")
-    ] = Images.test,
+        Literal["test", "training", "held-out"],
+        typer.Option(help="The test split's, those trained on, or those of the training split held out."),
+    ] = "test",
     first: Annotated[int | None, typer.Option(help="Only so many of them.", min=1, metavar="N")] = None,
     restated: Annotated[
         bool, typer.Option("--restated", help="Batch norm's statistics computed anew, over an epoch of training.")
     ] = False,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -293,12 +278,12 @@ def evaluate(
     """
     from ffrepro import config, data, determinism, devices, engine, evaluation, layout, pipeline, proof
 
-    released = weights is Weights.released
+    released = weights == "released"
     project = layout.Layout(layout.find().root, "results" if released else runs)
-    row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device.value)
+    row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device)
     precision = precision or devices.stand_in(row, chosen)
     row = config.changed(row, {"training.precision": precision}, "evaluate")
-    if images is Images.held_out and not row.data.held_out:
+    if images == "held-out" and not row.data.held_out:
         raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
     if restated and row.network.norm != "batch":
         raise errors.UserError(f"--restated: {name} has {row.network.norm} norm, without statistics; leave it out")
@@ -306,7 +291,7 @@ def evaluate(
     pipeline.prepare(project, row.data.name, _settings(device, mirror, offline))
     train, test = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
-    split = {Images.test: test, Images.training: train, Images.held_out: held_out}[images]
+    split = {"test": test, "training": train, "held-out": held_out}[images]
     split = split.rows(slice(first)).to(chosen)
     for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"
@@ -317,16 +302,16 @@ def evaluate(
                 evaluation.restate(network, train.to(chosen), row, draws.to(chosen))
             table, metrics = evaluation.evaluate(network, split, row)
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
-        of = f"{metrics['images']} {images} images in {row.training.precision}{', statistics anew' if restated else ''}"
+        of = f"{metrics['images']} {images} images in {row.evaluated_in}{', statistics anew' if restated else ''}"
         print(f"{one}: {metrics['accuracy']:.2f} % of {of}; blocks {blocks}", flush=True)
-        if released and not restated and images is Images.test and len(split.labels) == len(test.labels):
+        if released and not restated and images == "test" and len(split.labels) == len(test.labels):
             print(f"{one}: {proof.released(run, table)}")
 
 
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="A run's folder, its record.json, or a row's folder with its seeds.")],
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -341,7 +326,7 @@ def verify(
     def data(row: config.Experiment) -> "tuple[Split, Split] | None":
         return pipeline.prepared(project, row, settings)
 
-    chosen = devices.choose(device.value)
+    chosen = devices.choose(device)
     with devices.faults("verify", chosen):
         code = proof.report(path, project, config.load(project.params), data, chosen)
     raise typer.Exit(code)
@@ -353,7 +338,7 @@ def audit(
     epochs: Annotated[int, typer.Option(min=1, help="How many epochs to draw and train again.")] = 2,
     draw: Annotated[int | None, typer.Option(help="Repeat an audit's draw: the seed it was made with.")] = None,
     states: Annotated[Path | None, typer.Option(help="Folder of the kept states; default: beside checkpoints.")] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -371,7 +356,7 @@ def audit(
             f"{run.row.data.name}: the data cannot be had, and an audit trains; ffrepro fetch says why"
         )
     kept = project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
-    folder, chosen = audit.shown(states) if states else kept, devices.choose(device.value)
+    folder, chosen = audit.folder(states) if states else kept, devices.choose(device)
     with devices.faults("audit", chosen):
         code = audit.report(run, config.load(project.params), splits[0], folder, epochs, draw, chosen)
     raise typer.Exit(code)
@@ -403,7 +388,7 @@ def report_tables() -> None:
 def reference(
     name: NameArgument,
     machine: Annotated[str, typer.Option(help='The machine\'s class, e.g. "2 cores AMD EPYC with AVX-512, no GPU".')],
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     mirror: MirrorOption = None,
     offline: OfflineOption = False,
 ) -> None:
@@ -418,7 +403,7 @@ def reference(
 
 
 @app.command()
-def doctor(device: DeviceOption = Device.auto) -> None:
+def doctor(device: DeviceOption = "auto") -> None:
     """Say what this machine is, what repeats bit for bit on it, and how long each row would take.
 
     Exit code: 0 all checks are good, 5 one is not. A row that needs a CUDA GPU and finds none is told of, and no fault.
@@ -426,7 +411,7 @@ def doctor(device: DeviceOption = Device.auto) -> None:
     from ffrepro import config, devices, doctor, layout
 
     project = layout.find()
-    chosen = devices.choose(device.value)
+    chosen = devices.choose(device)
     with devices.faults("doctor", chosen):
         sound = doctor.report(config.load(project.params), project, chosen)
     if not sound:
@@ -439,7 +424,7 @@ def bench(
     blocks: Annotated[str | None, typer.Option(help='Other blocks than the row\'s, e.g. "128P 128 256P".')] = None,
     batch: Annotated[int | None, typer.Option(help="Another batch size than the row's.")] = None,
     precision: Annotated[str | None, typer.Option(help="Another precision than the row's.")] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     fast: FastOption = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which medians are taken.")] = 5,
     steps: Annotated[int, typer.Option(min=2, help="Training steps, or evaluations, a measurement.")] = 4,
@@ -458,7 +443,7 @@ def bench(
     row = config.changed(row, values, "bench")
     result = bench.run(
         row,
-        devices.choose(device.value).type,
+        devices.choose(device).type,
         machine,
         shlex.join(["ffrepro", *sys.argv[1:]]),
         rounds=rounds,
@@ -482,7 +467,7 @@ def check() -> None:
     pipeline.check_graph(params, project)
     published = targets.read_paper(project.paper)
     for name in published:
-        errors.known("row", name, params.experiments, prefix=f"paper.yaml: targets.{name}: no such row in params.yaml")
+        errors.known(f"paper.yaml: targets.{name}: no such row in params.yaml", name, params.experiments)
     claims.check(targets.read_claims(project.paper), params.experiments)
     deviations.check(deviations.read(project.deviations), published)
     seeds = sum(len(row.seeds) for row in params.experiments.values())

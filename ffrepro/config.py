@@ -272,27 +272,19 @@ class _Written(Section):
 def load(path: Path) -> Params:
     """Read and check the whole file. Raises UserError with one line per mistake, however many rows inherit it.
 
-    What did not change is not read again: a report asks ten times, and a file of 100 rows takes a second.
+    The same text is not checked again: a report asks ten times, and a file of 100 rows takes a second.
     """
-    try:
-        its = path.stat()
-    except OSError:
-        return _load(path)
-    return _loaded(path.absolute(), (its.st_mtime_ns, its.st_size, its.st_ino))
+    return _load(path.name, _text(path))
 
 
 @lru_cache(maxsize=8)
-def _loaded(path: Path, state: tuple[int, ...]) -> Params:
-    return _load(path)
-
-
-def _load(path: Path) -> Params:
-    written = checked(_Written, read_yaml(path), path.name)
+def _load(file: str, text: str) -> Params:
+    written = checked(_Written, _content(file, text), file)
     rows = {name: row or {} for name, row in written.experiments.items()}
     lines = list(_mistakes_in_defaults(written.defaults))
     astray: list[str] = []
     families = {name: _family(name, rows, astray) for name in rows}
-    _refuse(astray, path.name)
+    _refuse(astray, file)
     experiments: dict[str, Experiment] = {}
     inherited: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for name in rows:
@@ -314,7 +306,7 @@ def _load(path: Path) -> Params:
             lines.append(_line(("defaults", *field), text))
         else:
             lines += [_line(("experiments", name, *field), f"{text} (here or in defaults)") for name in names]
-    _refuse(lines, path.name)
+    _refuse(lines, file)
     return Params(seeds=written.seeds, experiments=experiments)
 
 
@@ -387,6 +379,10 @@ LONG_NUMBER = re.compile(r"\b(0[xob][0-9a-fA-F_]{1000}|[0-9_]{1000})")
 
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file, as DVC reads it. Raises UserError in one line when it is missing, not UTF-8 or not YAML."""
+    return _content(path.name, _text(path))
+
+
+def _text(path: Path) -> str:
     most = MOST.get(path.name, WRITTEN)
     try:
         with path.open("rb") as file:  # no more of it than is allowed, whatever it is
@@ -400,9 +396,13 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path.name}: cannot be read: {error.strerror}") from None
     if text is None:
         raise UserError(f"{path.name}: given more than {most >> 10} KiB; allowed: at most that; restore the file")
+    return text
+
+
+def _content(file: str, text: str) -> Any:
     if long := LONG_NUMBER.search(text):
         line = text.count("\n", 0, long.start()) + 1
-        raise UserError(f"{path.name}: line {line}: given a number of 1000 digits or more; allowed: fewer")
+        raise UserError(f"{file}: line {line}: given a number of 1000 digits or more; allowed: fewer")
     try:
         return deepcopy(_yaml(text))  # what is read belongs to the caller, who may change it
     except Exception as error:  # YAMLError, and whatever else ruamel meets: `!!int x` is a ValueError, [[[[... too deep
@@ -410,7 +410,7 @@ def read_yaml(path: Path) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         what = [getattr(error, "context", None), getattr(error, "problem", None) or str(error) or type(error).__name__]
         problem = ", ".join(filter(None, what)).splitlines()[0].split(" with value ")[0]
-        raise UserError(f"{path.name}: {where}not valid YAML 1.2: {plain(problem)}") from None
+        raise UserError(f"{file}: {where}not valid YAML 1.2: {plain(problem)}") from None
 
 
 @lru_cache(maxsize=8)  # one command reads the same few files a dozen times, each a tenth of a second
@@ -567,7 +567,7 @@ def _in_words(schema: dict[str, Any]) -> str:
 
 def experiment(params: Params, name: str) -> Experiment:
     """The row of that name. Raises UserError that lists the rows there are."""
-    errors.known("experiment", name, params.experiments, prefix=f"no experiment {name!r} in params.yaml")
+    errors.known(f"no experiment {name!r} in params.yaml", name, params.experiments)
     return params.experiments[name]
 
 

@@ -100,7 +100,7 @@ def read(path: Path) -> Deviations:
 def check(deviations: Deviations, targets: Collection[str]) -> None:
     """Refuse in `targets` what is no row with a published value. targets: those of paper.yaml."""
     for name in deviations.targets:
-        errors.known("row", name, targets, prefix=f"deviations.yaml: targets.{name}: no such target in paper.yaml")
+        errors.known(f"deviations.yaml: targets.{name}: no such target in paper.yaml", name, targets)
 
 
 def of(row: Experiment, deviations: Deviations) -> Iterator[tuple[str, str, str, str]]:

@@ -6,16 +6,15 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
+from ffrepro import negatives, switched_on, training
 from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
+from ffrepro.data import Split
+from ffrepro.engine import Engine
 from ffrepro.errors import MachineError, UserError
-
-if TYPE_CHECKING:
-    from ffrepro.data import Split
-    from ffrepro.engine import Engine
+from ffrepro.step import optimizers
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt(3)
 DEVICES = ("auto", "cpu", "cuda")
@@ -57,12 +56,12 @@ def stand_in(row: Experiment, device: torch.device) -> str:
 
 def fast() -> bool:
     """Whether FFREPRO_FAST asks for CUDA kernels that are picked by timing and do not repeat bit for bit."""
-    return os.environ.get("FFREPRO_FAST", "") not in ("", "0")
+    return switched_on("FFREPRO_FAST")
 
 
 def keep_states() -> bool:
     """Whether FFREPRO_KEEP asks for every epoch's state to stay, for `ffrepro audit`."""
-    return os.environ.get("FFREPRO_KEEP", "") not in ("", "0")
+    return switched_on("FFREPRO_KEEP")
 
 
 def keep_pages() -> None:
@@ -133,7 +132,6 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
 
 def fitting_batch(row: Experiment, device: torch.device) -> int | None:
     """The largest half, quarter, ... of the row's batch of which two steps fit into memory beside the data set."""
-    from ffrepro.data import Split
 
     def fits(batch: int) -> bool:
         smaller = row.training.model_copy(update={"batch": batch})
@@ -155,12 +153,8 @@ def fitting_batch(row: Experiment, device: torch.device) -> int | None:
     return None
 
 
-def untrained(row: Experiment, data: "Split", say: Callable[[str], None] = lambda _: None) -> "Engine":
+def untrained(row: Experiment, data: Split, say: Callable[[str], None] = lambda _: None) -> Engine:
     """The row's engine before its first epoch, over these images and on their device; for measuring."""
-    from ffrepro import negatives, training
-    from ffrepro.engine import Engine
-    from ffrepro.step import optimizers
-
     device = data.images.device
     network = training.build(row, 0, device)
     memory = negatives.memory(len(data.labels), row.classes, device)
@@ -170,12 +164,10 @@ def untrained(row: Experiment, data: "Split", say: Callable[[str], None] = lambd
 def training_time(row: Experiment, device: torch.device) -> tuple[float, str]:
     """Seconds that one seed's training would take on `device`, from measured steps; " in bfloat16" or the like where
     that is another precision than the row's: some CPUs take minutes for one step in float16."""
-    from ffrepro.training import seconds_per_epoch
-
     precision = stand_in(row, device)
     other = f" in {precision}" if precision != row.training.precision else ""
     row = changed(row, {"training.precision": precision})
-    measure = seconds_replayed if device.type == "cuda" else seconds_per_epoch
+    measure = seconds_replayed if device.type == "cuda" else training.seconds_per_epoch
     return measure(row, device) * row.training.epochs, other
 
 
@@ -184,8 +176,6 @@ def seconds_replayed(row: Experiment, device: torch.device) -> float:
 
     The first two steps, which `training.seconds_per_epoch` goes by, are launched one kernel at a time.
     """
-    from ffrepro.data import Split
-
     n = TIMED * row.training.batch
     data = Split(torch.zeros(n, *row.shape, dtype=torch.uint8), torch.arange(n) % row.classes)
     engine = untrained(row, data.to(device))

@@ -7,14 +7,13 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
-import typer
 
 from ffrepro import __version__, config, determinism, devices, record, training
 from ffrepro.config import Experiment, Params
 from ffrepro.data import DATASETS, Split
 from ffrepro.errors import MachineError
 from ffrepro.layout import Layout
-from ffrepro.progress import duration
+from ffrepro.progress import duration, tell
 
 GIB = 2**30
 NEEDED_GIB = 2  # CIFAR-10 packed, unpacked and as tensors, a checkpoint and the weights of a row
@@ -147,9 +146,7 @@ def report(params: Params, project: Layout, device: torch.device) -> bool:
     determinism.switch_on()
     sound = True
     for what, found, good in findings(params, project, device):
-        mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("--", None)}[good]
-        typer.secho(mark, fg=colour, nl=False)
-        print(f" {what}: {found}", flush=True)
+        tell(f"{what}: {found}", good)
         sound &= good is not False or what.startswith("row ")
     print(promise(device))
     return sound

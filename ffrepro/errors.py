@@ -53,14 +53,14 @@ def stoppable() -> Iterator[None]:
 MOST_NAMES = 16  # that a message lists
 
 
-def known(kind: str, name: str, there_are: Iterable[str], prefix: str = "") -> None:
-    """Raise UserError for a name that is none of those there are, with the nearest one."""
+def known(otherwise: str, name: str, there_are: Iterable[str]) -> None:
+    """Raise UserError, which begins with `otherwise`, for a name that is none of those there are; with the nearest."""
     names = list(there_are)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         few = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"and {len(names) - MOST_NAMES} more"]
-        raise UserError(f"{prefix or f'no {kind} {name!r}'}; {hint}there are: {', '.join(few)}")
+        raise UserError(f"{otherwise}; {hint}there are: {', '.join(few)}")
 
 
 def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ffrepro import config
 from ffrepro.config import Experiment, Section
+from ffrepro.deviations import shown
 
 HEAD = """# Parameters
 
@@ -40,10 +41,6 @@ def _table(
     for name, field in section.model_fields.items():
         if name not in (leave_out or {}):
             allowed = config.allowed(*place, name).replace("|", "\\|")
-            default = f"`{_as_yaml(defaults[name])}`" if name in defaults else "each row states it"
+            default = f"`{shown(defaults[name])}`" if name in defaults else "each row states it"
             lines.append(f"| `{name}` | {field.description} | {allowed} | {default} |")
     return lines
-
-
-def _as_yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

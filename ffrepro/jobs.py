@@ -238,7 +238,7 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
             while waiting or running:
                 while waiting and places:
                     run, place = waiting.popleft(), places.pop()
-                    environment = pipeline.environment(project, settings | place)
+                    environment = pipeline.environment(settings | place)
                     with project.log(*run).open("ab") as log:
                         process = subprocess.Popen(
                             command(run), cwd=project.root, env=environment, stdout=log, stderr=log, pass_fds=(held,)

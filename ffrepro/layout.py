@@ -101,9 +101,9 @@ class Layout:
         return self.root / "report" / "index.html"
 
 
-def find(start: Path | None = None) -> Layout:
-    """The project that `start` (default: the current folder) lies in. Raises UserError where there is none."""
-    start = (start or Path.cwd()).resolve()
+def find() -> Layout:
+    """The project that the current folder lies in. Raises UserError where there is none."""
+    start = Path.cwd().resolve()
     for folder in (start, *start.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return Layout(folder)

@@ -58,7 +58,7 @@ def write_graph(params: Params, project: Layout) -> None:
         record.write_text(text.read(), project.graph)
 
 
-def environment(project: Layout, settings: dict[str, str]) -> dict[str, str]:
+def environment(settings: dict[str, str]) -> dict[str, str]:
     """The environment of a stage: this Python first on the path, and our settings laid over the caller's."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, **settings, "PATH": path, "DVC_NO_ANALYTICS": "1"}
@@ -66,7 +66,7 @@ def environment(project: Layout, settings: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def alone(project: Layout) -> Iterator[int]:
-    """The project for this `reproduce` or `reference` only: beside another one, DVC would fail all stages of both."""
+    """The project for this command only: beside another one, DVC would fail all stages of both."""
     with lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`") as held:
         _forget_killed(project.root / ".dvc" / "tmp" / "rwlock")
         yield held
@@ -118,7 +118,7 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
     """
     with alone(project) as held, tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch) / "code"
-        env = environment(project, {**settings, EXIT_CODE_FILE: str(code), **_git_or_none(project, scratch)})
+        env = environment({**settings, EXIT_CODE_FILE: str(code), **_git_or_none(project, scratch)})
         if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
             check_lock(project)
             why = "a stage failed; its own line stands above"
@@ -143,7 +143,7 @@ def note(project: Layout, stages: list[str]) -> None:
     Raises UserError where DVC fails; it has said why by then.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        env = environment(project, _git_or_none(project, scratch))
+        env = environment(_git_or_none(project, scratch))
         if _call(["-m", "pipelines.note", *stages], project, env):
             check_lock(project)
             raise UserError("DVC could not take over the runs that are done; why stands above")
@@ -163,17 +163,21 @@ def check_lock(project: Layout) -> None:
 
 
 def without_states(project: Layout, name: str, row: Experiment) -> str | None:
-    """After --keep-states: one line on the seeds of which none are there, since they had been trained before."""
-    seeds = [seed for seed in row.seeds if not project.checkpoint(name, seed).with_suffix("").is_dir()]
+    """After --keep-states: one line on the seeds of which not all are there, since they had been trained before."""
+    from ffrepro.checkpoint import kept_state  # with PyTorch
+
+    every = range(1, row.training.epochs + 1)
+    folders = {seed: project.checkpoint(name, seed).with_suffix("") for seed in row.seeds}
+    seeds = [seed for seed, folder in folders.items() if not all(kept_state(folder, epoch).exists() for epoch in every)]
     if not seeds:
         return None
     runs = ", ".join(f"{name}-{seed}" for seed in seeds)
-    return f"{runs}: no states kept, trained before without --keep-states; delete runs/{name} and give this again"
+    return f"{runs}: not all states kept, trained before without --keep-states; delete runs/{name} and give this again"
 
 
 def dvc(project: Layout, arguments: list[str]) -> int:
     """DVC with these arguments, to its exit code, so that it ends in order as in `repro`."""
-    return _call([*DVC, *arguments], project, environment(project, {}), stdout=sys.stdout)
+    return _call([*DVC, *arguments], project, environment({}), stdout=sys.stdout)
 
 
 def _call(
@@ -231,7 +235,7 @@ def _stopped(process: psutil.Process) -> list[psutil.Process]:
 
 def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments: str) -> None:
     """One stage by itself, past DVC. Raises UserError with the exit code of a stage that fails."""
-    if code := _call(["-m", f"pipelines.{stage}", *arguments], project, environment(project, settings)):
+    if code := _call(["-m", f"pipelines.{stage}", *arguments], project, environment(settings)):
         error = UserError(f"the stage {stage} of {arguments[0]} failed; its own line stands above")
         error.exit_code = code
         raise error

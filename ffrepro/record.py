@@ -225,6 +225,21 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
     write_text(sealed(content), path)
 
 
+def read_sealed(path: Path, remedy: str = "") -> Any:
+    """Read what `write_sealed` wrote. Raises UserError when it is missing, or any byte of it was changed since.
+
+    remedy: as in `read_json`.
+    """
+    content = read_json(path, remedy)
+    try:
+        whole = sealed(content).encode() == path.read_bytes()
+    except (AttributeError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: broken link: not what its seal was made of; it was changed after it was written")
+    return content
+
+
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     """One line a row under all rows' keys, empty where a row lacks one."""
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -315,7 +330,7 @@ def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str], r
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
-    except (SafetensorError, OSError, TypeError) as error:  # NumPy has no bfloat16
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # NumPy has no bfloat16, no float8
         why = f"{error}"[:200]  # which may quote a name from the file, at any length
         raise UserError(f"{path}: not a whole safetensors file ({why}); {remedy or AGAIN}") from None
     found = hashed(tensors)

@@ -85,7 +85,7 @@ def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) ->
     if missing := [file for file in ("metrics.json", "record.json") if not (run / file).exists()]:
         raise UserError(f"no {' and no '.join(missing)}")
     try:
-        metrics, facts = record.read_json(run / "metrics.json"), record.read_json(run / "record.json")
+        metrics, facts = record.read_sealed(run / "metrics.json"), record.read_sealed(run / "record.json")
         _Metrics.model_validate(metrics), _Record.model_validate(facts)
     except UserError as error:
         raise UserError(str(error).removeprefix(f"{run}/")) from None
@@ -117,10 +117,8 @@ class Accuracy(Section):
     values: list[Percent] = Field(min_length=1)
 
 
-class Summary(Section):
+class Summary(_Read):
     """What is read of the file that the report stage writes about a row."""
-
-    model_config = ConfigDict(extra="ignore")
 
     accuracy: Accuracy
     seeds: Seeds
@@ -134,9 +132,7 @@ class Summary(Section):
         return self
 
 
-class NotWorse(Section):
-    model_config = ConfigDict(extra="ignore")
-
+class NotWorse(_Read):
     words: Text
 
 

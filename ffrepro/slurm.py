@@ -70,7 +70,7 @@ class Training:
 
     def __call__(self) -> None:
         project = Layout(self.root)
-        environment = pipeline.environment(project, self.settings)
+        environment = pipeline.environment(self.settings)
         command = [*self.start, *jobs.command(self.run, "python" if self.start else sys.executable)]
         with project.log(*self.run).open("ab") as log:
             process = subprocess.Popen(

@@ -45,7 +45,7 @@ def read(project: Layout) -> list[Printed]:
     for name, table in targets.read_tables(project.paper).items():
         lines = []
         for cell, experiment in table.cells.items():
-            errors.known("row", experiment, rows, prefix=f"paper.yaml: tables.{name}: no row {experiment!r}")
+            errors.known(f"paper.yaml: tables.{name}: no row {experiment!r}", experiment, rows)
             row, ours = rows[experiment], known.get(experiment)
             target = targets.target_of(against, experiment, row)
             result = results.verdict_on(project, experiment, row, ours, target)

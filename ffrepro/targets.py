@@ -2,6 +2,7 @@
 tables that rows are cells of, and the claims that set cells against one another."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -161,6 +162,7 @@ class Target(Section):
     source: str
     decimals: int = 2
     row: str | None = Field(description="What a reference was measured of, `measured`; None for a published value.")
+    seeds: Seeds | None = Field(None, description="Those of a reference.")
 
 
 def measured(row: Experiment) -> str:
@@ -169,15 +171,22 @@ def measured(row: Experiment) -> str:
 
 
 def target_of(targets: Mapping[str, Target], name: str, row: Experiment) -> Target | None:
-    """The row's target; none where the reference was measured with other parameters than the row's."""
+    """The row's target; none where the reference is not this row's (`_is_of`)."""
     target = targets.get(name)
-    return target if target and target.row in (None, measured(row)) else None
+    return target if target and (target.kind == "published" or _is_of(row, target)) else None
 
 
 def reference_of(references: Mapping[str, Reference], name: str, row: Experiment) -> Reference | None:
-    """What was measured for the row; none where it was with other parameters than the row's."""
+    """What was measured for the row; none where that is not this row's (`_is_of`)."""
     reference = references.get(name)
-    return reference if reference and reference.row == measured(row) else None
+    return reference if reference and _is_of(row, reference) else None
+
+
+def _is_of(row: Experiment, reference: Reference | Target) -> bool:
+    """Whether it was measured with the row's parameters and reference seeds: not with others, which might be the row's
+    own, and would be compared with themselves."""
+    seeds = set(reference.seeds or ())
+    return reference.row == measured(row) and seeds == set(row.verdict.reference_seeds)
 
 
 def read_paper(path: Path) -> dict[str, Target]:
@@ -207,7 +216,7 @@ def rows_of(paper: Path, params: Params, names: Iterable[str]) -> list[str]:
     """The rows that names mean, of rows and of tables in paper.yaml, each once. Raises UserError for another name."""
     tables, rows = read_tables(paper), list[str]()
     for name in names:
-        known("row or table", name, [*params.experiments, *tables], prefix=f"no row and no table {name!r}")
+        known(f"no row and no table {name!r}", name, [*params.experiments, *tables])
         rows += [name] if name in params.experiments else tables[name].cells.values()
     return list(dict.fromkeys(rows))
 
@@ -246,6 +255,7 @@ def read_targets(paper: Path, reference: Path) -> Mapping[str, Target]:
             values=list(value.values),
             source=f"results/reference.json: `{value.command}` on {value.machine}, ffrepro {value.ffrepro}",
             row=value.row,
+            seeds=value.seeds,
         )
         for name, value in read_references(reference).items()
     }
@@ -254,8 +264,6 @@ def read_targets(paper: Path, reference: Path) -> Mapping[str, Target]:
 
 def spread(values: list[float]) -> dict[str, Any]:
     """mean, sample standard deviation (None for one value), n and the values themselves."""
-    import statistics
-
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,

@@ -26,6 +26,7 @@ from ffrepro.data import DATASETS
 from ffrepro.engine import Engine, draw
 from ffrepro.goodness import wrong_labels
 from ffrepro.network import Network
+from ffrepro.report import markdown
 
 NETWORKS = {"large": "cifar10", "small": "ablation-symba-batch-overlapping"}  # the row whose network it is
 CONTESTANTS = [
@@ -243,24 +244,21 @@ def table(found: dict[str, Any]) -> str:
         f"CUDA {environment.get('cuda')}, cuDNN {environment.get('cudnn')}.\n",
     ]
     if isinstance(found.get("engine"), list):
-        lines += [
-            "| network | precision | kernels | ms a step (n) | s an epoch | peak MiB |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for one in found["engine"]:
+        plain = found.get("plain", {"failed": True})
+        contestants = [(*(one[key] for key in ("network", "precision", "kernels")), one) for one in found["engine"]]
+        if "failed" not in plain:
+            contestants += [
+                (name, "as its row", "plain loop", {**one, "milliseconds": [one["milliseconds"]]})
+                for name, one in plain.items()
+            ]
+        rows = []
+        for network, precision, kind, one in contestants:
             middle, n = statistics.median(one["milliseconds"]), len(one["milliseconds"])
-            seconds = found["steps_per_epoch"][one["network"]] * middle / 1000
-            lines.append(
-                f"| {one['network']} | {one['precision']} | {one['kernels']} | {middle:.2f} ({n}) | {seconds:.2f} "
-                f"| {one['peak_mib']:.0f} |"
-            )
-        if "failed" not in found.get("plain", {"failed": True}):
-            for name, one in found["plain"].items():
-                steps = found["steps_per_epoch"][name]
-                lines.append(
-                    f"| {name} | as its row | plain loop | {one['milliseconds']:.2f} (1) "
-                    f"| {steps * one['milliseconds'] / 1000:.2f} | {one['peak_mib']:.0f} |"
-                )
+            seconds = found["steps_per_epoch"][network] * middle / 1000
+            numbers = [f"{middle:.2f} ({n})", f"{seconds:.2f}", f"{one['peak_mib']:.0f}"]
+            rows.append([network, precision, kind, *numbers])
+        header = ("network", "precision", "kernels", "ms a step (n)", "s an epoch", "peak MiB")
+        lines.append(markdown(header, rows))
     for name, floor in found.get("floor", {}).items():
         lines.append(
             f"\nFloor of {name}, ms a step: {floor['operations_ms']:.2f} for the convolutions' operations at "
@@ -268,14 +266,14 @@ def table(found: dict[str, Any]) -> str:
             f"gradients at {found['rates']['bytes_per_second'] / 1e9:.0f} GB/s, both measured."
         )
     if "failed" not in found.get("kernels", {"failed": True}):
-        lines += ["\n| GPU time of a step | ms |", "| --- | --- |"]
-        lines += [f"| {kind} | {spent:.2f} |" for kind, spent in found["kernels"]["kinds"].items()]
+        rows = [[kind, f"{spent:.2f}"] for kind, spent in found["kernels"]["kinds"].items()]
+        lines.append("\n" + markdown(("GPU time of a step", "ms"), rows))
     if isinstance(found.get("differences"), list):
-        lines += ["\n| gradients, |float32 - float64| / |float64| | block | CPU | GPU |", "| --- | --- | --- | --- |"]
-        for one in found["differences"]:
-            lines.append(
-                f"| {('even', 'odd')[one['parity']]} step | {one['block']} | {one['cpu']:.1e} | {one['gpu']:.1e} |"
-            )
+        rows = [
+            [f"{('even', 'odd')[one['parity']]} step", str(one["block"]), f"{one['cpu']:.1e}", f"{one['gpu']:.1e}"]
+            for one in found["differences"]
+        ]
+        lines.append(markdown(("gradients, |float32 - float64| / |float64|", "block", "CPU", "GPU"), rows))
     return "\n".join(lines) + "\n"
 
 

@@ -2,38 +2,20 @@
 
 import sys
 
-from ffrepro import config, data, determinism, devices, errors, layout, lock, parallel, training
-from ffrepro.progress import TrainingProgress, say
-from pipelines.train import write
+from ffrepro import config, determinism, devices, errors, layout, parallel
+from pipelines.train import train, write
 
 
-def main(name: str, seed: str, runs: str = "runs") -> None:
-    project = layout.Layout(layout.find().root, runs)
+def main(name: str, seed: str) -> None:
+    project = layout.find()
     row = config.read_experiment(project.experiment(name))
     devices.require(config.load(project.params), name)
     determinism.switch_on()
     device = devices.choose()
-    run = f"{name}-{seed}"
     with parallel.processes() as (rank, number):
         parallel.check(row, number)
-        train, held_out = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)
-        first = rank == 0
-        with (
-            lock.alone(project.lock(run if first else f"{run}-{rank}"), f"the training of {run}"),
-            devices.faults(run, device, row),
-            TrainingProgress(run, row.training.epochs, row.steps) as progress,
-        ):
-            trained = training.train(
-                row,
-                int(seed),
-                train.to(device),
-                held_out.to(device) if row.data.held_out else None,
-                checkpoint=project.checkpoint(name, int(seed)),
-                say=say if first else lambda _: None,
-                progress=progress.step if first else lambda *_: None,
-                finished=progress.finished if first else lambda _: None,
-            )
-        if first:
+        trained = train(name, row, int(seed), device, project, rank=rank)
+        if not rank:
             write(name, row, int(seed), trained, project)
 
 

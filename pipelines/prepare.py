@@ -3,15 +3,14 @@
 import os
 import sys
 
-from ffrepro import data, errors, layout, sources
+from ffrepro import data, errors, layout, sources, switched_on
 from ffrepro.progress import DownloadProgress, say
 
 
 def main(name: str) -> None:
     project = layout.find()
-    errors.known("data set", name, data.DATASETS)
-    offline = os.environ.get("FFREPRO_OFFLINE", "") not in ("", "0")
-    mirror = os.environ.get("FFREPRO_MIRROR")
+    errors.known(f"no data set {name!r}", name, data.DATASETS)
+    offline, mirror = switched_on("FFREPRO_OFFLINE"), os.environ.get("FFREPRO_MIRROR")
     with DownloadProgress() as progress:
         sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     train, test = data.read(name, project.downloads)

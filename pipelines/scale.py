@@ -100,7 +100,7 @@ def summaries(project: Layout, params: config.Params, names: list[str]) -> None:
         record.write_json(verdict(summary, row.verdict), project.verdict(name))
 
 
-def submission(project: Layout, runs: list[jobs.Run]) -> float | None:
+def submission(project: Layout, runs: list[jobs.Run]) -> float:
     """Seconds a run for an array of held jobs; they are cancelled."""
     import submitit
 
@@ -119,7 +119,7 @@ def measure(runs: int, source: Layout, with_slurm: bool) -> dict[str, Any]:
         params, names = config.load(project.params), list(dict.fromkeys(run.name for run in made))
         files = [path for path in project.run(*made[0]).iterdir() if path.is_file()]
         spent = {
-            "submit (ms a run)": 1000 * (submission(project, made) or 0) if with_slurm else None,
+            "submit (ms a run)": 1000 * submission(project, made) if with_slurm else None,
             "status (s)": seconds(command(project, "ffrepro", "status")),
             "into dvc.lock (s)": seconds(lambda: jobs.note(project, params, made)),
         }

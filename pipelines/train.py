@@ -1,6 +1,9 @@
 """Row and data set -> weights, history and record of one seed."""
 
 import sys
+from typing import Any
+
+import torch
 
 from ffrepro import config, data, determinism, devices, errors, layout, lock, record, training
 from ffrepro.progress import TrainingProgress, say
@@ -11,28 +14,39 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     row = config.read_experiment(project.experiment(name))
     devices.require(config.load(project.params), name)
     determinism.switch_on(fast=devices.fast())
-    device = devices.choose()
-    train, _ = data.load(project.data(row.data.name))
-    train, held_out = data.held_out(train, row.data.held_out)
+    trained = train(name, row, int(seed), devices.choose(), project, keep=devices.keep_states())
+    write(name, row, int(seed), trained, project)
+    # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
+
+
+def train(
+    name: str,
+    row: config.Experiment,
+    seed: int,
+    device: torch.device,
+    project: layout.Layout,
+    *,
+    rank: int = 0,
+    keep: bool = False,
+) -> training.Trained:
+    """A run, or a process's share of it: only that of rank 0 tells of it."""
+    split, held_out = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)
     run = f"{name}-{seed}"
     with (  # a training whose DVC was killed goes on: this one waits, and finds it done
-        lock.alone(project.lock(run), f"the training of {run}"),
+        lock.alone(project.lock(f"{run}-{rank}" if rank else run), f"the training of {run}"),
         devices.faults(run, device, row),
         TrainingProgress(run, row.training.epochs, row.steps) as progress,
     ):
-        trained = training.train(
+        told: dict[str, Any] = {} if rank else {"say": say, "progress": progress.step, "finished": progress.finished}
+        return training.train(
             row,
-            int(seed),
-            train.to(device),
+            seed,
+            split.to(device),
             held_out.to(device) if row.data.held_out else None,
-            checkpoint=project.checkpoint(name, int(seed)),
-            keep=devices.keep_states(),
-            say=say,
-            progress=progress.step,
-            finished=progress.finished,
+            checkpoint=project.checkpoint(name, seed),
+            keep=keep,
+            **told,
         )
-    write(name, row, int(seed), trained, project)
-    # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
 
 
 def write(name: str, row: config.Experiment, seed: int, trained: training.Trained, project: layout.Layout) -> None:

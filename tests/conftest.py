@@ -111,6 +111,14 @@ class Project:
         assert old in text, f"{old!r} is not in {name}"
         path.write_text(text.replace(old, new))
 
+    def shrink(self, blocks: str = "4 8P", epochs: int = 1, seeds: list[int] | None = None) -> None:
+        """Make the row `digits` one of moments."""
+        self.edit("params.yaml", "blocks: 48 96P 96 96", f"blocks: {blocks}")
+        self.edit("params.yaml", "      epochs: 20\n", f"      epochs: {epochs}\n")
+        if seeds:
+            self.edit("params.yaml", "seeds: [0, 1, 2]", f"seeds: {seeds}")
+            assert self.call("ffrepro", "params", "graph").returncode == 0
+
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run `ffrepro`, `dvc` or `python` with arguments in the project, as after activating its environment."""
         binaries = Path(sys.executable).parent
@@ -134,9 +142,9 @@ class Project:
         }
         return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
 
-    def stages(self, *stages: list[str]) -> None:
+    def stages(self, *stages: list[str], **settings: str) -> None:
         for stage, *arguments in stages:
-            done = self.call("python", "-m", f"pipelines.{stage}", *arguments)
+            done = self.call("python", "-m", f"pipelines.{stage}", *arguments, **settings)
             assert done.returncode == 0, done.stderr
 
 

@@ -62,8 +62,7 @@ def test_what_is_blocked_cannot_be_imported(project):
 
 @pytest.fixture
 def shrunken(project):
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 3")
+    project.shrink("8 16P 16 16", epochs=3)
     project.stages(["check", "digits"])
     return project
 

@@ -184,8 +184,7 @@ def test_embedded_data_need_no_fetching(project):
 
 
 def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 1")
+    project.shrink("8 16P 16 16", epochs=1)
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     folder = project.root / "runs" / "digits" / "0"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -199,8 +198,7 @@ def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
 
 
 def test_evaluate_takes_images_that_were_trained_on_or_held_out_and_statistics_anew(project):
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 1")
+    project.shrink("8 16P 16 16", epochs=1)
     project.edit("params.yaml", "      name: digits\n", "      name: digits\n      held_out: 437\n")
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     printed = {}

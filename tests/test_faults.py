@@ -28,13 +28,6 @@ sys.exit(errors.run(train.main, "digits", "0"))
 """
 
 
-def shrink(project, epochs=1):
-    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
-    project.edit("params.yaml", "      epochs: 20\n", f"      epochs: {epochs}\n")
-    assert project.run("ffrepro", "params", "graph").returncode == 0
-
-
 def start(project, *arguments, out=subprocess.PIPE):
     return subprocess.Popen(
         [sys.executable, "-m", "ffrepro", *arguments],
@@ -71,7 +64,7 @@ def test_memory_that_is_not_there_is_a_line_with_the_batch_that_would_fit(row):
 
 
 def test_memory_that_is_not_there_is_a_line_of_every_command_that_computes(project, monkeypatch):
-    shrink(project)
+    project.shrink(seeds=[0])
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     monkeypatch.setattr(network, "conv2d", lambda *_, **__: torch.empty(1 << 60))
     folders = ("--scratch", "scratch", "--out", "out", "--device", "cpu")
@@ -130,7 +123,7 @@ def test_another_error_of_pytorch_stays_itself():
 
 
 def test_a_second_reproduce_waits_for_the_first_and_finds_its_work_done(project):
-    shrink(project, epochs=15)
+    project.shrink(epochs=15, seeds=[0])
     first = start(project, "reproduce", "digits")
     checkpoint_of(project, first)
     second = start(project, "reproduce", "digits", "--json")
@@ -144,7 +137,7 @@ def test_a_second_reproduce_waits_for_the_first_and_finds_its_work_done(project)
 
 @pytest.mark.chaos
 def test_a_stage_that_is_killed_says_so_and_the_training_goes_on(project):
-    shrink(project, epochs=15)
+    project.shrink(epochs=15, seeds=[0])
     process = start(project, "reproduce", "digits")
     checkpoint_of(project, process)
     stage_of(process).kill()
@@ -161,7 +154,7 @@ def test_a_stage_that_is_killed_says_so_and_the_training_goes_on(project):
 
 
 def test_a_training_that_lost_its_parents_is_waited_for(project):
-    shrink(project, epochs=60)  # so many that the next command comes in time to wait
+    project.shrink(epochs=60, seeds=[0])  # so many that the next command comes in time to wait
     process = start(project, "reproduce", "digits", out=subprocess.DEVNULL)
     checkpoint_of(project, process)
     orphan = stage_of(process)
@@ -178,7 +171,7 @@ def test_a_training_that_lost_its_parents_is_waited_for(project):
 @pytest.mark.chaos
 @pytest.mark.parametrize("folder", ["checkpoints", "runs", "data"])
 def test_a_folder_that_is_removed_while_a_training_runs_is_no_loss_of_truth(project, folder):
-    shrink(project, epochs=10)
+    project.shrink(epochs=10, seeds=[0])
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])
     undisturbed = (project.root / "runs" / "digits" / "0" / "weights.safetensors").read_bytes()
     for name in ("checkpoints", "runs", "data"):
@@ -218,7 +211,7 @@ def used(folder):
 def test_a_full_disk_at_any_moment_is_a_line_and_the_same_command_goes_on(disk):
     """The space that is left grows from nothing until the row is reproduced: each write has been the one that fails."""
     project, again = disk
-    shrink(project)
+    project.shrink(seeds=[0])
     start_of = used(project.root)
     failures, room = [], 0
     while True:
@@ -247,7 +240,7 @@ def test_a_folder_that_may_not_be_written_is_a_line(disk):
 @pytest.mark.chaos
 @pytest.mark.skipif(not shutil.which("faketime"), reason="Debian's faketime is not installed")
 def test_a_clock_that_jumps_back_changes_no_number(project):
-    shrink(project, epochs=10)
+    project.shrink(epochs=10, seeds=[0])
     process = start(project, "reproduce", "digits")
     checkpoint_of(project, process)
     process.send_signal(signal.SIGTERM)

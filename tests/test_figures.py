@@ -89,8 +89,8 @@ def write_run(project, name, row, seed, blocks, more):
     }
     facts = {"seed": seed, "parameters": record.text_hash(config.training_parameters(row)), "weights": f"w{seed}"}
     facts |= {"ffrepro": "0.1.0", "environment": {"device": "cpu"}}
-    record.write_json(metrics, project.run(name, seed) / "metrics.json")
-    record.write_json(facts | {"seconds": 10.0 + 5 * more}, project.run(name, seed) / "record.json")
+    record.write_sealed(metrics, project.run(name, seed) / "metrics.json")
+    record.write_sealed(facts | {"seconds": 10.0 + 5 * more}, project.run(name, seed) / "record.json")
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def test_goodness_of_something_else_is_not_drawn(project, names, goodness):
 
 def state_accuracy(project, percent):
     path = project.run("alone", 0) / "metrics.json"
-    record.write_json(record.read_json(path) | {"accuracy": percent}, path)
+    record.write_sealed(record.read_json(path) | {"accuracy": percent}, path)
 
 
 def test_goodness_that_gives_another_accuracy_is_not_drawn(project, names):
@@ -372,14 +372,14 @@ def test_without_one_seeds_history_its_figures_are_left_out(project, names):
 
 def test_a_row_with_a_run_of_other_parameters_has_no_figures(project, names):
     path = project.run("alone", 1) / "record.json"
-    record.write_json(record.read_json(path) | {"parameters": "others"}, path)
+    record.write_sealed(record.read_json(path) | {"parameters": "others"}, path)
     assert names(project) == OF_TABLE
 
 
 @pytest.mark.parametrize(("row", "left"), [("low", ["time-pair"]), ("twin", ["depth-pair"])])
 def test_a_table_is_drawn_of_the_rows_that_are_whole(project, names, row, left):
     path = Layout(project.root, "results").run(row, 4) / "metrics.json"
-    record.write_json({**record.read_json(path), "blocks": None}, path)
+    record.write_sealed({**record.read_json(path), "blocks": None}, path)
     assert [name for name in names(project) if name in OF_TABLE] == left
 
 

@@ -45,7 +45,6 @@ from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.step import optimizers
 from ffrepro.verdict import verdict
-from pipelines import check, evaluate, prepare, train
 
 LONGEST = 600  # characters of a line that is printed
 TIMES = int(os.environ.get("FFREPRO_FUZZ", "1"))
@@ -323,16 +322,8 @@ def ran(project_in, tmp_path_factory):
     """A project with a run of a tiny row, by the stages."""
     project = project_in(tmp_path_factory.mktemp("ran"))
     project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 2 2P")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 2")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.root)
-        patch.setenv("FFREPRO_THREADS", "1")
-        check.main("digits")
-        prepare.main("digits")
-        train.main("digits", "0")
-        evaluate.main("digits", "0")
+    project.shrink("2 2P", epochs=2)
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     return Layout(project.root)
 
 
@@ -433,9 +424,9 @@ def told(small, root, tmp_path_factory):
         facts = {"seed": seed, "parameters": record.text_hash(config.training_parameters(row)), "weights": "0" * 64}
         facts |= {"code": "1" * 64, "started": "2026-01-01", "seconds": 9.0, "ffrepro": "0"}
         environment = {"device": "cpu", "model": "A CPU", "threads": 2}
-        record.write_json(facts | {"environment": environment}, project.run("small", seed) / "record.json")
+        record.write_sealed(facts | {"environment": environment}, project.run("small", seed) / "record.json")
         metrics = {"accuracy": 80.0 + seed, "vote": "last", "weights": "0" * 64, "blocks": {"1": 70.0, "2": 80.0}}
-        record.write_json(metrics, project.run("small", seed) / "metrics.json")
+        record.write_sealed(metrics, project.run("small", seed) / "metrics.json")
         epochs = [{"epoch": i, "loss_1": 1.0 / i, "loss_2": "", "separation_1": 0.1 * i} for i in (1, 2)]
         record.write_csv(epochs, project.run("small", seed) / "history.csv")
     target = targets.target_of(targets.read_targets(project.paper, project.reference), "small", row)

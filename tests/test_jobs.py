@@ -16,13 +16,6 @@ from ffrepro import config, devices, jobs, layout, record, slurm
 from ffrepro.errors import UserError
 
 
-def shrink(project, epochs=2):
-    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
-    project.edit("params.yaml", "epochs: 20\n", f"epochs: {epochs}\n")
-    assert project.run("ffrepro", "params", "graph").returncode == 0
-
-
 def states(project, *names):
     done = project.run("ffrepro", "status", *names, "--json")
     assert done.returncode == 0, done.stderr
@@ -39,8 +32,8 @@ def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(proje
     for name in ("jobs", "stages"):
         (tmp_path / name).mkdir()
     one, other = project_in(tmp_path / "jobs"), project_in(tmp_path / "stages")
-    shrink(one)
-    shrink(other)
+    one.shrink(epochs=2, seeds=[0, 1])
+    other.shrink(epochs=2, seeds=[0, 1])
     assert one.run("ffrepro", "status").stdout == "nothing was submitted; ffrepro submit NAME... does\n"
     done = one.run("ffrepro", "submit", "digits", "--local", "2")
     assert (done.returncode, done.stdout) == (0, "2 of 2 runs done\n"), done.stderr
@@ -61,7 +54,7 @@ def test_local_jobs_make_the_stages_files_and_dvc_makes_none_of_them_again(proje
 
 
 def test_status_tells_of_damaged_metrics_and_of_a_run_that_failed_while_others_go_on(project):
-    shrink(project, epochs=20)
+    project.shrink(epochs=20, seeds=[0, 1])
     unwritable, damaged = (project.root / "runs" / "digits" / seed for seed in "01")
     (unwritable / "weights.safetensors").mkdir(parents=True)
     damaged.mkdir(parents=True)
@@ -82,7 +75,7 @@ def test_status_tells_of_damaged_metrics_and_of_a_run_that_failed_while_others_g
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="this machine has a CUDA GPU")
 def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(project):
-    shrink(project)
+    project.shrink(epochs=2, seeds=[0, 1])
     project.edit("params.yaml", "requires: cpu\n    data:\n      name: digits", "data:\n      name: digits")  # cuda
     assert project.run("ffrepro", "submit", "digits", "--local", "2", FFREPRO_DEVICE="cpu").returncode == 0
     first = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
@@ -100,7 +93,7 @@ def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(pr
 
 
 def test_stopped_local_jobs_end_in_order_and_go_on(project):
-    shrink(project, epochs=60)
+    project.shrink(epochs=60, seeds=[0, 1])
     command = [sys.executable, "-m", "ffrepro", "submit", "digits", "--local", "1"]
     env = {**os.environ, "PYTHONPATH": str(project.root)}
     process = subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, text=True)
@@ -120,7 +113,7 @@ def test_stopped_local_jobs_end_in_order_and_go_on(project):
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_count(project):
-    shrink(project)
+    project.shrink(epochs=2, seeds=[0, 1])
     project.stages(["prepare", "digits"])
     path = project.root / "data" / "digits.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -138,7 +131,7 @@ def test_a_run_that_fails_is_told_of_and_the_others_count(project):
 def made(project_in, tmp_path_factory):
     """A project with one whole run."""
     project = project_in(tmp_path_factory.mktemp("made"))
-    shrink(project)
+    project.shrink(epochs=2, seeds=[0, 1])
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
     return layout.Layout(project.root)
 

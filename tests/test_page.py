@@ -77,8 +77,8 @@ def write_run(project, name, row, seed, accuracy):
         "seconds": 10.0 + seed,
     }
     metrics = {"accuracy": accuracy, "vote": row.evaluation.vote, "blocks": {"1": accuracy}}
-    record.write_json(facts, project.run(name, seed) / "record.json")
-    record.write_json(metrics | {"weights": facts["weights"]}, project.run(name, seed) / "metrics.json")
+    record.write_sealed(facts, project.run(name, seed) / "record.json")
+    record.write_sealed(metrics | {"weights": facts["weights"]}, project.run(name, seed) / "metrics.json")
 
 
 def fill(project):

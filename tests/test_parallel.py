@@ -63,8 +63,7 @@ def by(project, processes, *command, port=29517):
 @pytest.fixture(scope="module")
 def project(project_in, tmp_path_factory):
     made = project_in(tmp_path_factory.mktemp("parallel"))
-    made.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16")
-    made.edit("params.yaml", "epochs: 20\n", "epochs: 3\n")
+    made.shrink("8 16P 16", epochs=3)
     made.stages(["prepare", "digits"], ["check", "digits"])
     return made
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from ffrepro import config, layout, pipeline
+from ffrepro import checkpoint, config, layout, pipeline, record
 from ffrepro.errors import UserError
 
 PLUMBING = {"__init__", "checkpoint", "config", "devices", "errors", "jobs", "layout", "lock", "progress", "record"}
@@ -113,15 +113,8 @@ def ran(done):
     return re.findall(r"Running stage '(.*)'", done.stdout)
 
 
-def shrink(project):
-    project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P")
-    project.edit("params.yaml", "epochs: 20\n", "epochs: 1\n")
-    assert project.run("ffrepro", "params", "graph").returncode == 0
-
-
 def test_an_edit_runs_again_what_it_touches_and_nothing_else(project):
-    shrink(project)
+    project.shrink(seeds=[0, 1])
     settings = {"DVC_SYSTEM_CONFIG_DIR": no_git(project)}
 
     def repro():
@@ -155,7 +148,7 @@ def test_an_edit_runs_again_what_it_touches_and_nothing_else(project):
 
 
 def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project):
-    shrink(project)
+    project.shrink(seeds=[0, 1])
     first = project.run("ffrepro", "reproduce", "digits", "--json")
     result = json.loads(first.stdout)
     assert {"experiment", "verdict", "accuracy", "target", "device", "seconds"} <= result.keys()
@@ -175,9 +168,13 @@ def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project
     assert f"verdict: {result['verdict']}" in again.stdout
     keeping = project.run("ffrepro", "reproduce", "digits", "--keep-states")
     assert keeping.stderr.endswith(
-        "ffrepro: digits-0, digits-1: no states kept, trained before without --keep-states; delete runs/digits and "
-        "give this again\n"
+        "ffrepro: digits-0, digits-1: not all states kept, trained before without --keep-states; delete runs/digits "
+        "and give this again\n"
     )
+    for seed in (0, 1):
+        record.write_bytes(b"", checkpoint.kept_state(project.root / "checkpoints" / f"digits-{seed}", 1))
+    keeping = project.run("ffrepro", "reproduce", "digits", "--keep-states")
+    assert "not all states kept" not in keeping.stderr  # a row of one epoch
     assert "| digits | digits | 2 |" in (project.root / "report" / "table.md").read_text()
     assert "| cifar10 | cifar10 | 12 | not run |" in (project.root / "report" / "table.md").read_text()
 
@@ -220,7 +217,7 @@ def test_a_failing_stage_gives_its_exit_code_through_dvc(project):
 
 
 def test_a_cut_off_lock_file_of_dvc_says_what_to_do(project):
-    shrink(project)
+    project.shrink(seeds=[0, 1])
     (project.root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  check@digits:\n    cmd: [")
     done = project.run("ffrepro", "reproduce", "digits")
     assert done.returncode == 2
@@ -319,7 +316,7 @@ def test_what_a_killed_dvc_left_in_its_locks_stops_nobody(project, processes):
     assert after(json.dumps(left)) == left  # locked by another means, or not at all
     assert not (locks.parent / "rwlock.lock").exists()  # which, to `core.hardlink_lock`, would mean locked
 
-    shrink(project)
+    project.shrink(seeds=[0, 1])
     files = [project.root / "runs" / "digits" / "experiment.json", project.root / "data" / "digits.safetensors"]
     locks.write_text(json.dumps({"write": {str(file): who for file, who in zip(files, (gone, taken), strict=True)}}))
     done = project.run(
@@ -346,7 +343,7 @@ def group(leader):
 
 
 def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project):
-    shrink(project)
+    project.shrink(seeds=[0, 1])
     project.edit("params.yaml", "epochs: 1\n", "epochs: 25\n")  # none ends in the three
     command = [sys.executable, "-m", "ffrepro", "reproduce", "digits"]
     env = {**os.environ, "PYTHONPATH": str(project.root)}

@@ -11,8 +11,7 @@ from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
 from ffrepro.step import optimizers
-from ffrepro.targets import Reference, Target
-from pipelines import check, evaluate, prepare, train
+from ffrepro.targets import Reference, Target, spread
 
 CPU = torch.device("cpu")
 FILES = ("record.json", "metrics.json", "history.csv", "weights.safetensors", "goodness.safetensors")
@@ -22,18 +21,10 @@ FILES = ("record.json", "metrics.json", "history.csv", "weights.safetensors", "g
 def home(project_in, tmp_path_factory):
     """A project with two seeds of a small row, trained by the stages, every epoch's state kept."""
     project = project_in(tmp_path_factory.mktemp("trained"))
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 4P 4")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 3")
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.root)
-        patch.setenv("FFREPRO_KEEP", "1")
-        patch.setenv("FFREPRO_THREADS", "1")
-        check.main("digits")
-        prepare.main("digits")
-        for seed in ("0", "1"):
-            train.main("digits", seed)
-            evaluate.main("digits", seed)
+    project.shrink("4 4P 4", epochs=3)
+    project.stages(["check", "digits"], ["prepare", "digits"])
+    for seed in ("0", "1"):
+        project.stages(["train", "digits", seed], ["evaluate", "digits", seed], FFREPRO_KEEP="1")
     return project
 
 
@@ -363,6 +354,11 @@ def test_runs_of_the_reference_are_compared_with_what_is_committed(runs, params,
     assert judged(runs, params, [89.5, 90.5], target, REFERENCE, **mine) == [(SAME, True, 0)]
     ((text, holds, code),) = judged(runs, params, [90.0, 91.0], target, REFERENCE, **mine)
     assert (text.endswith(", not what results/reference.json says"), holds, code) == (True, False, 3)
+    told = [record.read_json(runs[0].parent / seed / "metrics.json")["accuracy"] for seed in ("0", "1")]
+    known = spread(told)
+    elsewhere = REFERENCE.model_copy(update={"values": tuple(told), "mean": known["mean"], "std": known["std"]})
+    ((text, holds, code),) = judged(runs, params, [told[0], told[1] + 0.1], target, elsewhere, **mine)
+    assert (text.endswith(" but for another machine's rounding"), holds, code) == (True, True, 0)
     ((text, holds, code),) = judged(runs, params, [89.5, 90.5], target, REFERENCE, (True, None), **mine)
     assert (holds, code) == (None, 4)
     assert text.endswith(", as committed; told by goodness alone, not shown: no weights of seed 1 here")
@@ -436,6 +432,9 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     path = reference / "record.json"
     found = climb(runs[0], trained, [path])["bitwise"]
     assert (found.found.partition(",")[0], found.holds) == ("the committed record itself", None)
+    reseal(path, history="0" * 64)
+    assert climb(runs[0], trained, [path])["bitwise"].holds is None  # a loss changed in its history, and no time
+    shutil.copy(runs[0] / "record.json", path)
     reseal(path, started="2020-01-01T00:00:00+00:00")
     assert climb(runs[0], trained, [path])["bitwise"].holds is None  # nor does another clock make another training
     copy = reference.parent / "copy.json"
@@ -465,6 +464,9 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
         ("record.json", {"seed": -1}, "no record: seed: "),
         ("record.json", {"seconds": -1.0}, "no record: seconds: "),
         ("record.json", {"joules": -1.0}, "no record: joules: "),
+        ("record.json", {"environment": {"device": "cpu", "python": "\ud800"}}, "no record: environment.python: "),
+        ("record.json", {"environment": {"device": "cpu", "\x1b[2J": 1}}, "no record: environment."),
+        ("record.json", {"driver": "\x1b[2J"}, "no record: driver: "),
         ("metrics.json", {"code": "none"}, "no metrics: code: "),
         ("metrics.json", {"images": 10**400}, "no metrics: images: "),
         ("metrics.json", {"accuracy": None}, "no metrics: accuracy: "),

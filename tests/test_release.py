@@ -11,8 +11,7 @@ from ffrepro import checkpoint, devices, layout, proof, record, targets, trainin
 
 @pytest.fixture
 def trained(project):
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 8 16P 16 16")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 2")
+    project.shrink("8 16P 16 16", epochs=2)
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     return project
 
@@ -85,6 +84,13 @@ def test_released_weights_of_another_training_are_found(trained):
         r"released.safetensors: broken link: \d+ of 360 predictions differ from the run's goodness: more than rounding"
     )
     assert re.search(line, done.stderr)
+    metrics = record.read_json(path.with_name("metrics.json"))
+    table = {"goodness": record.read_tensors(path.with_name("goodness.safetensors"))["goodness"][:100]}
+    digest = record.write_tensors(table, path.with_name("goodness.safetensors"))
+    record.write_sealed({**metrics, "images": 100, "goodness_table": digest}, path.with_name("metrics.json"))
+    done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "metrics.json: broken link: of 100 images, not 360" in done.stderr
     path.with_name("goodness.safetensors").unlink()
     done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -82,7 +82,7 @@ def write_run(project, row, seed, accuracy, name="one", **changes):
     metrics = {"accuracy": accuracy, "vote": row.evaluation.vote, "blocks": blocks, "weights": f"weights {seed}"}
     for content, file in ((facts, "record.json"), (metrics, "metrics.json")):
         mine = {key: value for (where, key), value in changes.get("changed", {}).items() if where == file}
-        record.write_json(content | mine, project.run(name, seed) / file)
+        record.write_sealed(content | mine, project.run(name, seed) / file)
 
 
 @pytest.fixture
@@ -127,6 +127,14 @@ def test_a_missing_run_is_refused(ran, row, file):
     (ran.run("one", 1) / file).unlink()
     line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: no {file}{AGAIN}"
+
+
+@pytest.mark.parametrize("file", ["record.json", "metrics.json"])
+def test_a_run_that_was_changed_after_it_was_written_is_refused(ran, row, file):
+    path = ran.run("one", 1) / file
+    path.write_text(path.read_text().replace("1", "2", 1))
+    line = one_line(results.collect, "one", row, row.seeds, ran)
+    assert f"seed 1: {file}: broken link: not what its seal was made of" in line
 
 
 def test_all_failed_seeds_are_named_in_one_line(ran, row):
@@ -433,6 +441,20 @@ def test_a_reference_of_other_parameters_is_no_target(small, section, field, val
     assert targets.target_of(known, "two", row) == known["two"]
     edited = row.model_copy(update={section: getattr(row, section).model_copy(update={field: value})})
     assert targets.target_of(known, "two", edited) is None
+
+
+def test_a_reference_of_other_seeds_is_no_target(small):
+    """Else a row could declare the reference's seeds for its own, and be compared with itself."""
+    with_reference(small)
+    row = config.load(small.params).experiments["two"]
+    moved = row.model_copy(
+        update={"seeds": (3, 4), "verdict": row.verdict.model_copy(update={"reference_seeds": (0, 1)})}
+    )
+    known, written = targets.read_targets(small.paper, small.reference), targets.read_references(small.reference)
+    assert targets.target_of(known, "two", row)
+    assert targets.reference_of(written, "two", row)
+    assert targets.target_of(known, "two", moved) is None
+    assert targets.reference_of(written, "two", moved) is None
 
 
 def test_a_reference_of_one_seed_has_no_spread(small):

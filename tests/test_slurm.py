@@ -114,11 +114,7 @@ class Submitted:
 
     def __init__(self, project, slurm):
         self.project, self.slurm = project, slurm
-        project.edit("params.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
-        project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 4 8P 8")
-        project.edit("params.yaml", "epochs: 20\n", "epochs: 40\n")
-        assert project.run("ffrepro", "params", "graph").returncode == 0
-
+        project.shrink("4 8P 8", epochs=40, seeds=[0, 1])
         self.cluster()
 
     def cluster(self, **given):

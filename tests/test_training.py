@@ -185,8 +185,7 @@ def test_killed_training_ends_in_the_same_weights(project):
 
 @pytest.mark.slow
 def test_twenty_kills_end_in_the_same_weights_and_chain(project):
-    project.edit("params.yaml", "blocks: 48 96P 96 96", "blocks: 32 64P 64 64")
-    project.edit("params.yaml", "      epochs: 20", "      epochs: 60")
+    project.shrink("32 64P 64 64", epochs=60)
     kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT] * 7
     kill_and_compare(project, kills[:20], pause=0.5)
 
@@ -276,6 +275,7 @@ def test_an_epochs_entry_by_a_clock_and_a_meter(row, digits, monkeypatch):
 
 def test_every_epochs_state_stays_where_it_was_asked_for(row, digits, tmp_path):
     chosen, data = row(epochs=2, blocks="4 4P"), digits[0][torch.arange(100)]
+    record.write_bytes(b"a longer training's", checkpoint.kept_state(tmp_path / "kept", 3))
     for name, keep in (("kept", True), ("not", False)):
         train(chosen, 0, data, checkpoint=tmp_path / f"{name}.pt", keep=keep)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["1.pt", "2.pt"]

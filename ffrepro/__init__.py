@@ -15,8 +15,8 @@ PORTABLE = {
 
 
 def switched_on(name: str) -> bool:
-    """Whether a variable is set, to anything but 0."""
-    return os.environ.get(name, "") not in ("", "0")
+    """Whether a variable is set, to anything but a word for no."""
+    return os.environ.get(name, "").lower() not in ("", "0", "f", "false", "n", "no", "off")
 
 
 def portable() -> bool:

@@ -1,5 +1,7 @@
 """Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
 
+import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,6 +57,8 @@ def _settings(
         "FFREPRO_KEEP": keep,
     }
     settings = {"FFREPRO_DEVICE": device, **{name: "1" if on else "" for name, on in switches.items()}}
+    if downloads := os.environ.get("FFREPRO_DATA"):
+        settings["FFREPRO_DATA"] = str(Path(downloads).resolve())
     return settings | ({"FFREPRO_MIRROR": mirror} if mirror else {})
 
 
@@ -108,7 +112,7 @@ def reproduce(
     whole = name not in params.experiments
     pipeline.check_graph(params, project)
     made_by_jobs: set[str] = set()
-    if project.jobs.exists():
+    if project.jobs.exists() or any(config.experiment(params, row).requires == "cuda" for row in rows):
         from ffrepro import jobs
 
         made_by_jobs = jobs.taken_over(project, params, rows)
@@ -122,12 +126,12 @@ def reproduce(
     for row in rows if keep_states else ():
         if line := pipeline.without_states(project, row, config.experiment(params, row)):
             print(f"ffrepro: {line}", file=sys.stderr)
-    report.write_tables(project)
     results = [record.read_json(project.verdict(row)) for row in rows]
     if as_json:
         print(json.dumps(results if whole else results[0]))
     else:
         print(report.of_table(project, name) if whole else report.sentence(results[0]))
+    report.write_tables(project)
     codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
     raise typer.Exit(next(code for code in (3, 4, 0) if code in codes))
 
@@ -167,7 +171,7 @@ def submit(
     failed = [state for state in states if state.word == "failed"]
     for state in failed:
         print(f"ffrepro: {state.run}: {state.of}", file=sys.stderr)
-    print(f"{len(states) - len(failed)} of {len(states)} runs done")
+    print(f"{sum(state.word == 'done' for state in states)} of {len(states)} runs done")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -280,6 +284,10 @@ def evaluate(
 
     released = weights == "released"
     project = layout.Layout(layout.find().root, "results" if released else runs)
+    if not project.experiment(name).exists():
+        config.experiment(config.load(project.params), name)  # which refuses a name that is none
+        instead = f"`ffrepro reproduce {name}` trains it, and --runs results takes what is committed"
+        raise errors.UserError(f"{name}: nothing of it in {project.runs}/; {instead}")
     row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device)
     precision = precision or devices.stand_in(row, chosen)
     row = config.changed(row, {"training.precision": precision}, "evaluate")
@@ -397,6 +405,7 @@ def reference(
 
     project = layout.Layout(layout.find().root, "results")
     row = config.experiment(config.load(project.params), name)
+    report.check_machine(machine)
     pipeline.train_references(project, name, row, _settings(device, mirror, offline))
     value = report.write_reference(name, row, project, machine)
     print(f"{name}: {report.percent(value)}, {value['seconds']:.0f} s a seed")
@@ -441,6 +450,10 @@ def bench(
     row = config.experiment(config.load(layout.find().params), name)
     values = {"network.blocks": blocks, "training.batch": batch, "training.precision": precision}
     row = config.changed(row, values, "bench")
+    if output and output.name in ("", ".."):
+        raise errors.UserError(
+            f"--output: given {str(output)!r}; allowed: FOLDER/NAME, for NAME.json and NAME.md there"
+        )
     result = bench.run(
         row,
         devices.choose(device).type,
@@ -466,6 +479,7 @@ def check() -> None:
     params = config.load(project.params)
     pipeline.check_graph(params, project)
     published = targets.read_paper(project.paper)
+    targets.read_tables(project.paper, params.experiments)
     for name in published:
         errors.known(f"paper.yaml: targets.{name}: no such row in params.yaml", name, params.experiments)
     claims.check(targets.read_claims(project.paper), params.experiments)
@@ -493,10 +507,12 @@ def schema() -> None:
 @params_app.command()
 def handbook() -> None:
     """Print docs/parameters.md: each field's meaning, what is allowed, and its default."""
+    from ffrepro import config, layout
     from ffrepro import handbook as page
-    from ffrepro import layout
 
-    print(page.markdown(layout.find().params), end="")
+    project = layout.find()
+    config.load(project.params)
+    print(page.markdown(project.params), end="")
 
 
 @params_app.command()
@@ -511,6 +527,9 @@ def graph() -> None:
 
 def main() -> None:
     """The command `ffrepro`: a user's mistake is one line on stderr and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that has no sign for ± prints another
+            stream.reconfigure(errors="replace")
     sys.exit(errors.run(lambda: app(prog_name="ffrepro")))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ffrepro import negatives, switched_on, training
+from ffrepro import negatives, portable, switched_on, training
 from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
 from ffrepro.data import Split
 from ffrepro.engine import Engine
@@ -32,13 +32,14 @@ def wanted(given: str | None = None) -> str:
 def choose(given: str | None = None) -> torch.device:
     """CUDA where there is one, unless the CPU was asked for. Raises MachineError for CUDA where there is none.
 
-    Also takes FFREPRO_THREADS, the number of CPU threads (default: PyTorch's own choice).
+    Also takes FFREPRO_THREADS, the number of CPU threads (default: PyTorch's own choice; the portable profile has one).
     """
     word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
     if threads:
         if not (threads.isdecimal() and 1 <= int(threads) <= 1024):
             raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
-        torch.set_num_threads(int(threads))
+        if not portable():
+            torch.set_num_threads(int(threads))
     if word == "cuda" and not torch.cuda.is_available():
         raise MachineError("device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu")
     device = torch.device("cuda" if word != "cpu" and torch.cuda.is_available() else "cpu")
@@ -86,15 +87,17 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
         return
     instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
-    takes = "takes as `ffrepro doctor` says"
+    cpu, takes = torch.device("cpu"), "takes as `ffrepro doctor` says"
     if measure:
         from ffrepro.progress import duration  # with rich, which a borrowed machine may lack
 
-        seconds, precision = training_time(row, torch.device("cpu"))
+        seconds, precision = training_time(row, cpu)
         takes = f"would take {duration(seconds)} a seed{precision} (from measured steps)"
+    same = ", or the same with --device cpu (FFREPRO_DEVICE=cpu)"
+    if row.training.precision != stand_in(row, cpu):
+        same = f"; in {row.training.precision}, which this row has, a CPU takes many times as long"
     raise MachineError(
-        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; "
-        f"run {instead} instead, or the same with --device cpu (FFREPRO_DEVICE=cpu)"
+        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; run {instead} instead{same}"
     )
 
 

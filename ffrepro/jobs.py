@@ -20,7 +20,7 @@ import psutil
 
 from ffrepro import config, pipeline, record
 from ffrepro.config import Params
-from ffrepro.errors import UserError
+from ffrepro.errors import MachineError, UserError
 from ffrepro.layout import Layout
 from ffrepro.progress import say
 
@@ -87,13 +87,21 @@ def lacking(project: Layout, params: Params, run: Run) -> str:
             "weights": (facts["weights"], weights),
             "evaluation": (metrics["link"], facts["chain"][-1]["link"]),
             "vote": (metrics["vote"], row.evaluation.vote),
+            "evaluation's code": (metrics.get("code", evaluated := _evaluation_code()), evaluated),
         }
     except UserError as error:
         return str(error)
-    except (KeyError, IndexError, TypeError):
+    except (AttributeError, KeyError, IndexError, TypeError):
         return "record.json or metrics.json is not what a stage writes"
     other = [what for what, (has, wants) in checks.items() if has != wants]
     return f"of other {', '.join(other)}" if other else ""
+
+
+@cache
+def _evaluation_code() -> str:
+    from ffrepro import evaluation
+
+    return record.code_hash(evaluation.CODE)
 
 
 @cache
@@ -180,8 +188,7 @@ def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
     Only what `lacking` finds nothing lacking in, and what DVC does not know already. The caller is `pipeline.alone`.
     Raises UserError where DVC fails.
     """
-    lock = config.read_yaml(project.root / "dvc.lock") if (project.root / "dvc.lock").exists() else None
-    noted = dict((lock or {}).get("stages") or {})
+    noted = _stages(project)
     fresh = [run for run in runs if not _noted(project, run, noted) and not lacking(project, params, run)]
     if not fresh:
         return []
@@ -194,23 +201,50 @@ def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
 
 
 def taken_over(project: Layout, params: Params, rows: list[str]) -> set[str]:
-    """`note` what jobs have made of these rows; the rows of which nothing is left to train."""
-    there = [run for run in submitted(project) if run.name in rows]
-    if there:
+    """`note` what jobs have made of these rows, and all whole runs of those that need a GPU; returns the rows of which
+    nothing is left to train.
+
+    Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin it
+    anew, also where there is no GPU.
+    """
+    jobs_of = submitted(project)
+    there = [run for run in runs_of(params, rows) if run in jobs_of or params.experiments[run.name].requires == "cuda"]
+    if any(project.run(*run).exists() for run in there):
         with pipeline.alone(project):
             note(project, params, there)
     return {row for row in rows if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
 
 
+def _stages(project: Layout) -> dict[str, Any]:
+    """What dvc.lock says of each stage. Raises UserError where it was cut off."""
+    path = project.root / "dvc.lock"
+    pipeline.check_lock(project)
+    return dict(((config.read_yaml(path) if path.exists() else None) or {}).get("stages") or {})
+
+
 def _noted(project: Layout, run: Run, stages: Mapping[str, Any]) -> bool:
-    """Whether dvc.lock has this run's record and metrics, as they are."""
+    """Whether dvc.lock has this run's record and metrics as they are, and what they were made of."""
     for stage, file in (("train", "record.json"), ("evaluate", "metrics.json")):
-        outs = (stages.get(f"{stage}@{run}") or {}).get("outs") or []
-        path = project.run(*run) / file
-        has = {out.get("path"): out.get("md5") for out in outs}.get(str(path.relative_to(project.root)))
-        if not path.exists() or has != hashlib.md5(path.read_bytes()).hexdigest():
+        its, path = stages.get(f"{stage}@{run}") or {}, (project.run(*run) / file).relative_to(project.root)
+        known = {one.get("path"): one.get("md5") for one in (*(its.get("deps") or ()), *(its.get("outs") or ()))}
+        files = {str(path), *(one.get("path") for one in its.get("deps") or ())}
+        if any(known.get(one) != _md5(project.root / one) for one in files):
             return False
     return True
+
+
+@cache
+def _md5_of(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _md5(path: Path) -> str:
+    """As DVC has it; "" where there is no file."""
+    if not path.is_file():
+        return ""
+    its = path.stat()
+    return _md5_of(path, its.st_mtime_ns, its.st_size)
 
 
 def command(run: Run, python: str = sys.executable) -> list[str]:
@@ -228,7 +262,11 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
         _require(params, untrained, settings)  # before anything is fetched
         prepare(project, params, runs, settings)
         note(project, params, runs)
-        waiting = deque(run for run in runs if lacking(project, params, run))
+        unfinished = [run for run in runs if lacking(project, params, run)]
+        elsewhere = _at_slurm(project, params, unfinished)
+        for run, word in elsewhere.items():
+            say(f"{run}: {word} already, as a job of Slurm's, left alone")
+        waiting = deque(run for run in unfinished if run not in elsewhere)
         places = _places(params, waiting, processes, settings)
         running: dict[Run, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
         for run in waiting:
@@ -258,12 +296,24 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
             for process, _ in running.values():
                 process.wait()
         note(project, params, runs)
+    ended = {run: lacking(project, params, run) for run in runs}
     return [
-        State(run, "failed", tail(project.log(*run)).removeprefix("ffrepro: "))
-        if lacking(project, params, run)
+        State(run, elsewhere[run], "")
+        if run in elsewhere
+        else State(run, "failed", tail(project.log(*run)).removeprefix("ffrepro: "))
+        if lacks
         else State(run, "done", "")
-        for run in runs
+        for run, lacks in ended.items()
     ]
+
+
+def _at_slurm(project: Layout, params: Params, runs: Iterable[Run]) -> dict[Run, str]:
+    """Of these runs those that Slurm has queued or running, where it can be asked."""
+    known = submitted(project)
+    jobs = [run for run in runs if known.get(run, {}).get("job")]
+    with suppress(MachineError):  # a project that was brought home from its cluster
+        return {one.run: one.word for one in states(project, params, jobs) if one.word in ("queued", "running")}
+    return {}
 
 
 def _require(params: Params, runs: Iterable[Run], settings: dict[str, str]) -> None:

@@ -59,7 +59,7 @@ class Layout:
         return self.run(name, seed) / "released.safetensors"
 
     def checkpoint(self, name: str, seed: int) -> Path:
-        """Beside the runs, not in them: DVC empties a stage's outputs before it runs the stage again."""
+        """Beside the runs, not in them: no result, and no output of a stage."""
         return self.root / "checkpoints" / f"{name}-{seed}.pt"
 
     def lock(self, run: str = "ffrepro") -> Path:

@@ -34,7 +34,7 @@ def alone(path: Path, doing: str) -> Iterator[int]:
             pass
         with contextlib.suppress(OSError):  # a full disk: it is locked all the same
             os.truncate(file, 0)
-            os.pwrite(file, f"{doing} (process {os.getpid()})".encode(), 0)
+            os.pwrite(file, f"{doing} (process {os.getpid()})".encode(errors="replace"), 0)
         yield file
     finally:
         os.close(file)

@@ -17,6 +17,8 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from pydantic import ValidationError
+
 from ffrepro import __version__, claims, config, deviations, record, report, results, tables, targets, verdict
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -296,15 +298,16 @@ def _environment(project: Layout) -> str:
     for name, result in results.known(project).items():
         place = Layout(project.root, result.folder)
         for seed in result.seeds:
-            path = place.run(name, seed) / "record.json"
-            if path.exists():
-                runs[json.dumps(record.read_json(path)["environment"])] += 1
-            else:
+            try:
+                facts = record.read_sealed(place.run(name, seed) / "record.json")["environment"]
+                results.Environment.model_validate(facts)
+                runs[json.dumps(facts)] += 1
+            except (UserError, ValidationError, KeyError, TypeError):
                 missing += 1
     found = [(json.loads(text), count) for text, count in runs.most_common()]
     keys = list(dict.fromkeys(key for facts, _ in found for key in facts))
     rows = [(str(count), *(str(facts.get(key, "")) for key in keys)) for facts, count in found]
-    gap = f'<p class="note">{_many(missing, "run")} without a record here.</p>' if missing else ""
+    gap = f'<p class="note">{_many(missing, "run")} without a whole record here.</p>' if missing else ""
     if not rows:
         return gap or '<p class="note">Nothing has been run yet.</p>'
     return _plain("environments", "Environments of the runs", ("runs", *keys), rows) + gap

@@ -131,14 +131,16 @@ def _time(text: str) -> str:
     return text
 
 
-def _environment(facts: dict[Text, Text | int | None]) -> dict[Text, Text | int | None]:
+def _environment(facts: dict[str, str | int | None]) -> dict[str, str | int | None]:
     results.Environment.model_validate(facts)  # which is what tables read of it
+    if not "".join(str(part) for pair in facts.items() for part in pair).isprintable():
+        raise ValueError("characters that cannot be printed")
     return facts
 
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Time = Annotated[str, AfterValidator(_time)]
-Environment = Annotated[dict[Text, Text | int | None], AfterValidator(_environment)]
+Environment = Annotated[dict[str, str | int | None], AfterValidator(_environment)]
 
 
 class LinkOfChain(Section):

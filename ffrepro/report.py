@@ -5,11 +5,15 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ffrepro import config, errors, record, results
 from ffrepro.config import Experiment
+from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.targets import (
     Target,
+    Text,
     measured,
     read_paper,
     read_references,
@@ -244,7 +248,8 @@ def overview(project: Layout, table: str | None = None) -> str:
     """
     from ffrepro.progress import duration
 
-    tables, rows = read_tables(project.paper), config.load(project.params).experiments
+    rows = config.load(project.params).experiments
+    tables = read_tables(project.paper, rows)
     if table is None:
         chosen = config.original(project.params)
     elif table == "all":
@@ -265,6 +270,15 @@ def overview(project: Layout, table: str | None = None) -> str:
         blocks = row.network.blocks
         lines.append([name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, accuracy])
     return markdown(header, lines).rstrip()
+
+
+def check_machine(machine: str) -> None:
+    """Raise UserError for a machine's class that `results/reference.json` cannot hold."""
+    try:
+        TypeAdapter(Text).validate_python(machine)
+    except ValidationError:
+        given = config.plain(machine[:60])
+        raise UserError(f"--machine: given {given!r}; allowed: one line of at most 1000 printable characters") from None
 
 
 def write_reference(name: str, row: Experiment, project: Layout, machine: str) -> dict[str, Any]:

@@ -126,9 +126,11 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
         folder = project.jobs / "slurm"
         start = []
         if cluster.container:
-            image = Path(cluster.container)
-            start = ["apptainer", "exec", "--nv", "--bind", str(project.root), "--pwd", str(project.root), str(image)]
-            if "://" not in cluster.container and not image.exists():
+            image, root = cluster.container, str(project.root)
+            if "://" not in image:
+                image = str(project.root / image)
+            start = ["apptainer", "exec", "--nv", "--bind", root, "--pwd", root, image]
+            if "://" not in image and not Path(image).exists():
                 raise UserError(
                     f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there"
                 )
@@ -203,7 +205,8 @@ def queue() -> dict[str, tuple[bool, str]]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(f"squeue does not answer ({type(error).__name__}); go to a login node") from None
     if done.returncode:
-        raise MachineError(f"squeue: {config.plain(done.stderr.strip().splitlines()[-1])}")
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise MachineError(f"squeue: {config.plain(said[-1])}")
     rows = [line.split("|", 2) for line in done.stdout.splitlines()]
     return {job: (state == "PENDING", reason) for job, state, reason in rows}
 

@@ -7,15 +7,17 @@ source is hashed into every training's record, which a bound on a download must 
 
 import base64
 import contextlib
+import fcntl
 import gzip
 import http.client
 import io
+import os
 import tarfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,7 +44,38 @@ def fetch(
     the login goes to that mirror alone and into no message. While this runs, urllib's opener is this module's, in the
     whole process. Raises UserError with one line, in which nothing that a server sent can steer a terminal.
     """
-    mirror, login = _parted(mirror)
+    with _alone(root, say) if data.DATASETS[name].remotes else contextlib.nullcontext():
+        _fetch(name, root, *_parted(mirror), offline, report, say)
+
+
+@contextlib.contextmanager
+def _alone(root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's own lock, which leaves no file in it, once another process that fetches into it has ended.
+
+    Where that cannot be had, as in a folder that is not to be written to, nothing is locked.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            folder = os.open(root, os.O_RDONLY)
+            held.callback(os.close, folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{root}: waiting for another process that fetches into this folder")
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(
+    name: str,
+    root: Path,
+    mirror: str | None,
+    login: Any,
+    offline: bool,
+    report: data.Report,
+    say: Callable[[str], None],
+) -> None:
     parts = {
         path.name: path
         for remote in data.DATASETS[name].remotes

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ffrepro import config, errors, record, results, targets
+from ffrepro import config, record, results, targets
 from ffrepro.deviations import shown
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
@@ -42,10 +42,9 @@ def read(project: Layout) -> list[Printed]:
     rows, known = config.load(project.params).experiments, results.known(project)
     published, against = targets.read_paper(project.paper), targets.read_targets(project.paper, project.reference)
     printed = []
-    for name, table in targets.read_tables(project.paper).items():
+    for name, table in targets.read_tables(project.paper, rows).items():
         lines = []
         for cell, experiment in table.cells.items():
-            errors.known(f"paper.yaml: tables.{name}: no row {experiment!r}", experiment, rows)
             row, ours = rows[experiment], known.get(experiment)
             target = targets.target_of(against, experiment, row)
             result = results.verdict_on(project, experiment, row, ours, target)
@@ -203,7 +202,7 @@ class Origins:
 def _experiment(project: Layout, address: str, rows: Iterable[str]) -> str:
     if address in rows:
         return address
-    tables = targets.read_tables(project.paper)
+    tables = targets.read_tables(project.paper, rows)
     table, _, cell = address.partition(".")
     if table not in tables:
         given = f"explain: given {address!r}; allowed: a row of params.yaml, or TABLE.ROW.COLUMN with a table of"

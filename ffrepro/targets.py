@@ -162,7 +162,7 @@ class Target(Section):
     source: str
     decimals: int = 2
     row: str | None = Field(description="What a reference was measured of, `measured`; None for a published value.")
-    seeds: Seeds | None = Field(None, description="Those of a reference.")
+    seeds: list[int] | None = Field(None, description="Those of a reference.")
 
 
 def measured(row: Experiment) -> str:
@@ -207,14 +207,21 @@ def read_paper(path: Path) -> dict[str, Target]:
     }
 
 
-def read_tables(path: Path) -> dict[str, Table]:
-    """The tables of experiments by their names. Raises UserError in one line for each mistake in the file."""
-    return checked(Paper, read_yaml(path), path.name).tables
+def read_tables(path: Path, rows: Iterable[str] | None = None) -> dict[str, Table]:
+    """The tables of experiments by their names. Raises UserError in one line for each mistake in the file.
+
+    rows: those that there are; a cell of another one is a mistake.
+    """
+    tables = checked(Paper, read_yaml(path), path.name).tables
+    for name, table in tables.items() if rows is not None else ():
+        for row in table.cells.values():
+            known(f"{path.name}: tables.{name}: no row {row!r}", row, rows or ())
+    return tables
 
 
 def rows_of(paper: Path, params: Params, names: Iterable[str]) -> list[str]:
     """The rows that names mean, of rows and of tables in paper.yaml, each once. Raises UserError for another name."""
-    tables, rows = read_tables(paper), list[str]()
+    tables, rows = read_tables(paper, params.experiments), list[str]()
     for name in names:
         known(f"no row and no table {name!r}", name, [*params.experiments, *tables])
         rows += [name] if name in params.experiments else tables[name].cells.values()
@@ -255,7 +262,7 @@ def read_targets(paper: Path, reference: Path) -> Mapping[str, Target]:
             values=list(value.values),
             source=f"results/reference.json: `{value.command}` on {value.machine}, ffrepro {value.ffrepro}",
             row=value.row,
-            seeds=value.seeds,
+            seeds=list(value.seeds),
         )
         for name, value in read_references(reference).items()
     }

@@ -16,10 +16,13 @@ def main(*names: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # DVC writes in place; it takes seconds
     try:
-        repository = Repo()
+        _note(names)
     except DvcException as error:
         raise errors.UserError(str(error)) from None
-    with repository as repo, lock_repo(repo):
+
+
+def _note(names: tuple[str, ...]) -> None:
+    with Repo() as repo, lock_repo(repo):
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
         unknown = sorted(set(names) - {stage.addressing for stage in stages})
         if unknown or not stages:

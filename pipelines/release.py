@@ -27,6 +27,8 @@ def main(*arguments: str) -> None:
     run = proof.read(here.run(name, number))
     if run.weights is None:
         raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")
+    if run.goodness is None:
+        raise UserError(f"{run.folder}: no goodness.safetensors, by which released weights are judged")
     released = {key: t.half() if t.is_floating_point() else t for key, t in run.weights.items()}
     infinite = [key for key, value in released.items() if not value.isfinite().all()]
     if infinite:

@@ -36,6 +36,7 @@ def test_variants_are_sound_rows_and_end_in_the_row_itself(params):
     assert {axis for axis, _, _ in found} == {"batch", "width", "blocks"}
     for axis in ("batch", "width", "blocks"):
         assert [one for name, _, one in found if name == axis][-1] == row
+    assert len([*bench.variants(changed(row, {"evaluation.vote": "last-9"}))]) == len(found)
 
 
 @pytest.mark.parametrize("what", list(bench.CASES))

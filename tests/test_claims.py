@@ -147,6 +147,7 @@ claims:
 def small(root, tmp_path):
     text = (root / "params.yaml").read_text()
     digits = text[text.index("  digits:") : text.index("  cifar10-quick:")]
+    digits = digits.replace("reference_seeds: [3, 4, 5, 6, 7]", "reference_seeds: [3, 4]")
     text = text[: text.index("  digits:")] + digits + digits.replace("  digits:", "  other:")
     text += digits.replace("  digits:", "  third:")
     (tmp_path / "params.yaml").write_text(text)

@@ -1,13 +1,14 @@
 """The commands as a person types them."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from ffrepro import config, data, engine, evaluation, proof
+from ffrepro import config, data, devices, engine, evaluation, lock, proof
 
 
 def test_help_imports_nothing_heavy():
@@ -183,6 +184,64 @@ def test_embedded_data_need_no_fetching(project):
     assert "embedded, nothing to fetch" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["evaluate", "digist"], "no experiment 'digist' in params.yaml; did you mean digits?"),
+        (
+            ["evaluate", "cifar10"],
+            "cifar10: nothing of it in runs/; `ffrepro reproduce cifar10` trains it, and --runs results takes what is "
+            "committed\n",
+        ),
+        (
+            ["reference", "digits", "--machine", "one\nline"],
+            r"--machine: given 'one\\nline'; allowed: one line of at most 1000 printable characters",
+        ),
+        (["bench", "digits", "--output", "."], "--output: given '.'; allowed: FOLDER/NAME, for NAME.json and NAME.md"),
+        (["params", "handbook"], "params.yaml: defaults.network: given 5; allowed: "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(project, command, line):
+    if command == ["params", "handbook"]:
+        (project.root / "params.yaml").write_text("seeds: [0]\ndefaults: {network: 5}\nexperiments: {one: {}}\n")
+    done = project.call("ffrepro", *command)
+    assert done.returncode == 2
+    assert any(said.startswith(f"ffrepro: {line}".rstrip()) for said in done.stderr.splitlines()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["params", "check"], ["list", "--table", "headline"], ["explain", "headline.original-large.svhn"], ["report"]],
+)
+def test_a_table_with_a_row_that_is_none_is_one_line(project, command):
+    project.edit("paper.yaml", "svhn: original-large-svhn", "svhn: original-large-svhm")
+    done = project.call("ffrepro", *command)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "ffrepro: paper.yaml: tables.headline: no row 'original-large-svhm'; did you mean original-large-svhn?"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("word", "on"), [("1", True), ("true", True), ("0", False), ("False", False), ("no", False)])
+def test_a_switch_takes_words_for_no(monkeypatch, word, on):
+    monkeypatch.setenv("FFREPRO_FAST", word)
+    assert devices.fast() is on
+
+
+def test_a_terminal_without_the_sign_gets_another(root):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "ffrepro", "list"], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "69.20 ? 2.10 (n = 3)" in done.stdout
+
+
+def test_an_argument_that_is_not_utf8_can_be_told_of(tmp_path):
+    with lock.alone(tmp_path / "lock", "`ffrepro reproduce digits --mirror /m\udce9`"):
+        assert b"--mirror /m?`" in (tmp_path / "lock").read_bytes()
+
+
 def test_evaluate_repeats_the_stage_and_takes_another_precision(project):
     project.shrink("8 16P 16 16", epochs=1)
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
@@ -239,7 +298,7 @@ def test_evaluate_takes_images_that_were_trained_on_or_held_out_and_statistics_a
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("digits",), "experiment.json: no such file"),
+        (("digits",), "digits: nothing of it in runs/; `ffrepro reproduce digits` trains it"),
         (("digits", "--images", "held-out"), "--images: given held-out, but digits holds none out; allowed: test, tr"),
         (("digits", "--seed", "7"), "record.json: no such file; get it anew"),
         (

@@ -84,6 +84,21 @@ def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(pr
     again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
     assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
     assert re.findall(r"Running stage '(\w+)", again.stderr) == ["check"]
+    train = project.root / "pipelines" / "train.py"
+    train.write_text(f"{train.read_text()}# a change that makes no other numbers\n")
+    record_file = project.root / "runs" / "digits" / "0" / "record.json"
+    before = record_file.read_bytes()
+    assert project.shell("git init -q").returncode == 0  # dvc by itself asks for git
+    alone = project.run("dvc", "repro", "verdict@digits", FFREPRO_DEVICE="auto")  # which would train it
+    assert "digits needs a CUDA GPU" in alone.stderr
+    assert record_file.read_bytes() == before
+    again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
+    (project.root / "dvc.lock").unlink()  # runs that DVC has never seen, such as those brought from a borrowed machine
+    shutil.rmtree(project.root / "jobs")
+    again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
+    assert record_file.read_bytes() == before
     project.edit("params.yaml", "blocks: 4 8P", "blocks: 8 8P")  # of this row: it would have to be trained again
     edited = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
     assert edited.returncode == 5
@@ -110,6 +125,32 @@ def test_stopped_local_jobs_end_in_order_and_go_on(project):
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
     assert "digits-0.pt: going on after epoch" in (project.root / "jobs" / "digits-0.log").read_text()
     assert {word for word, _ in states(project).values()} == {"done"}
+
+
+def test_what_slurm_has_running_is_not_run_beside_it(project):
+    project.shrink(epochs=1, seeds=[0, 1])
+    record.write_json({"job": "77_0", "process": None}, project.root / "jobs" / "digits-0.json")
+    programs = project.root / "programs"
+    programs.mkdir()
+    squeue = programs / "squeue"
+    squeue.write_text("#!/bin/sh\necho '77_0|RUNNING|None'\n")
+    squeue.chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    done = project.call("ffrepro", "submit", "digits", "--local", "1", PATH=path)
+    assert (done.returncode, done.stdout) == (0, "1 of 2 runs done\n"), done.stderr
+    assert "digits-0: running already, as a job of Slurm's, left alone\n" in done.stderr
+    assert record.read_json(project.root / "jobs" / "digits-0.json")["job"] == "77_0"
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    done = project.call("ffrepro", "status", "digits", PATH=path)
+    assert (done.returncode, done.stderr) == (5, "ffrepro: squeue: ended with 1\n")
+
+
+@pytest.mark.parametrize("left", ["sch", "schema: '2.0'\nstages:\n  tra", "stages:\n  a:\n    outs:\n    - pa", "a: ["])
+def test_a_lock_that_was_cut_off_is_a_line_for_jobs_too(project, left):
+    (project.root / "dvc.lock").write_text(left)
+    rows = config.load(project.root / "params.yaml")
+    with pytest.raises(UserError, match=r"dvc\.lock: cut off while DVC wrote it; delete it"):
+        jobs.note(layout.Layout(project.root), rows, [jobs.Run("digits", 0)])
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_count(project):

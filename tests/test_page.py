@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 import ffrepro
-from ffrepro import claims, config, data, page, record, report, tables, targets
+from ffrepro import claims, config, data, page, record, report, results, tables, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.verdict import verdict
@@ -253,6 +253,15 @@ def test_environments_are_counted_once_each(html):
     start = html[html.index('id="table-environments"') : html.index('id="proof"')]
     assert re.findall(r'<th scope="row">(\d+)</th>', start) == ["23", "5"]  # 4 x 3 + 5 + 2 x 3 on the CPU, 5 on a GPU
     assert "A GPU" in start
+
+
+@pytest.mark.parametrize("content", ["{}", '{"environment": 5}', "{"])
+def test_a_damaged_record_stops_no_page(project, tmp_path, content):
+    shutil.copytree(project.root, tmp_path / "copy")
+    project = Layout(tmp_path / "copy")
+    name, shown = next((name, one) for name, one in results.known(project).items() if one.folder == "results")
+    (Layout(project.root, "results").run(name, shown.seeds[0]) / "record.json").write_text(content)
+    assert "1 run without a whole record here." in page._environment(project)
 
 
 def test_a_departing_value_stands_once_with_its_rows(html):

@@ -120,6 +120,13 @@ def test_a_mistake_of_the_release_is_told_without_a_traceback(project, given):
     assert "Traceback" not in done.stderr
 
 
+def test_without_goodness_nothing_is_released(trained):
+    (trained.root / "runs" / "digits" / "0" / "goodness.safetensors").unlink()
+    done = release(trained)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert not (trained.root / "results" / "digits").exists()
+
+
 def test_weights_beyond_float16_are_not_released(trained):
     folder = trained.root / "runs" / "digits" / "0"
     weights = record.read_tensors(folder / "weights.safetensors")

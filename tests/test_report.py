@@ -227,6 +227,7 @@ def test_a_summary_is_mean_spread_and_n_by_hand(ran, row):
         "source": "Someone, Table 1",
         "decimals": 2,
         "row": None,
+        "seeds": None,
     }
     assert json.loads(json.dumps(summary)) == summary
 

@@ -35,6 +35,7 @@ def small(root, tmp_path):
     """Three rows: `digits` ran here, `other` has a committed reference, `third` has neither."""
     text = (root / "params.yaml").read_text()
     digits = text[text.index("  digits:") : text.index("  cifar10-quick:")]
+    digits = digits.replace("reference_seeds: [3, 4, 5, 6, 7]", "reference_seeds: [3, 4]")
     rest = text[: text.index("  digits:")] + digits
     for name in ("other", "third"):
         rest += digits.replace("  digits:", f"  {name}:")

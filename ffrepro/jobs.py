@@ -204,8 +204,8 @@ def taken_over(project: Layout, params: Params, rows: list[str]) -> set[str]:
     """`note` what jobs have made of these rows, and all whole runs of those that need a GPU; returns the rows of which
     nothing is left to train.
 
-    Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin it
-    anew, also where there is no GPU.
+    Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin
+    it anew, also where there is no GPU.
     """
     jobs_of = submitted(project)
     there = [run for run in runs_of(params, rows) if run in jobs_of or params.experiments[run.name].requires == "cuda"]

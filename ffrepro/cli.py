@@ -280,40 +280,14 @@ def evaluate(
     On a CPU, which takes days for float16, a row in float16 is evaluated in bfloat16 where the CPU has that, else in
     float32. Either way float32 decides what counts.
     """
-    from ffrepro import config, data, determinism, devices, engine, evaluation, layout, pipeline, proof
+    from ffrepro import again, layout, pipeline
 
     released = weights == "released"
     project = layout.Layout(layout.find().root, "results" if released else runs)
-    if not project.experiment(name).exists():
-        config.experiment(config.load(project.params), name)  # which refuses a name that is none
-        instead = f"`ffrepro reproduce {name}` trains it, and --runs results takes what is committed"
-        raise errors.UserError(f"{name}: nothing of it in {project.runs}/; {instead}")
-    row, chosen = config.read_experiment(project.experiment(name)), devices.choose(device)
-    precision = precision or devices.stand_in(row, chosen)
-    row = config.changed(row, {"training.precision": precision}, "evaluate")
-    if images == "held-out" and not row.data.held_out:
-        raise errors.UserError(f"--images: given {images}, but {name} holds none out; allowed: test, training")
-    if restated and row.network.norm != "batch":
-        raise errors.UserError(f"--restated: {name} has {row.network.norm} norm, without statistics; leave it out")
-    determinism.switch_on()
-    pipeline.prepare(project, row.data.name, _settings(device, mirror, offline))
-    train, test = data.load(project.data(row.data.name))
-    train, held_out = data.held_out(train, row.data.held_out)
-    split = {"test": test, "training": train, "held-out": held_out}[images]
-    split = split.rows(slice(first)).to(chosen)
-    for place in [project.run(name, one) for one in seed] if seed else proof.runs_of(project.experiment(name).parent):
-        run, one = proof.read(place), f"{name}-{place.name}"
-        with devices.faults(one, chosen):
-            network = proof.network(run, chosen, released=released)
-            if restated:  # with an epoch's draws that no epoch of the training had
-                draws = engine.draw(row, run.facts["seed"], row.training.epochs, len(train.labels))
-                evaluation.restate(network, train.to(chosen), row, draws.to(chosen))
-            table, metrics = evaluation.evaluate(network, split, row)
-        blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
-        of = f"{metrics['images']} {images} images in {row.evaluated_in}{', statistics anew' if restated else ''}"
-        print(f"{one}: {metrics['accuracy']:.2f} % of {of}; blocks {blocks}", flush=True)
-        if released and not restated and images == "test" and len(split.labels) == len(test.labels):
-            print(f"{one}: {proof.released(run, table)}")
+    settings = _settings(device, mirror, offline)
+    asked = again.Asked(name, seed, images, first, precision, released, restated)
+    for line in again.evaluate(project, asked, device, lambda data: pipeline.prepare(project, data, settings)):
+        print(line, flush=True)
 
 
 @app.command()

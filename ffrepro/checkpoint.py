@@ -138,10 +138,10 @@ class Checkpoint:
         if path := self.path:
             state = {**state, "chain": self.chain}
             record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
+            folder = path.with_suffix("")
+            if len(self.chain) == 1:  # what is there is another training's
+                shutil.rmtree(folder, ignore_errors=True)
             if self.keep:
-                folder = path.with_suffix("")
-                if len(self.chain) == 1:  # what is there is another training's
-                    shutil.rmtree(folder, ignore_errors=True)
                 record.write(kept_state(folder, len(self.chain)), partial(shutil.copyfile, path))
 
 

@@ -111,17 +111,17 @@ def reproduce(
     rows = targets.rows_of(project.paper, params, [name])
     whole = name not in params.experiments
     pipeline.check_graph(params, project)
+    settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
     made_by_jobs: set[str] = set()
     if project.jobs.exists() or any(config.experiment(params, row).requires == "cuda" for row in rows):
         from ffrepro import jobs
 
-        made_by_jobs = jobs.taken_over(project, params, rows)
+        made_by_jobs = jobs.taken_over(project, params, rows, settings)
     for row in rows:
         if config.experiment(params, row).requires == "cuda" and row not in made_by_jobs:
             from ffrepro import devices
 
             devices.require(params, row, device, measure=True)
-    settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
     pipeline.repro(project, [f"verdict@{row}" for row in rows], settings)
     for row in rows if keep_states else ():
         if line := pipeline.without_states(project, row, config.experiment(params, row)):
@@ -418,13 +418,14 @@ def bench(
     """Measure what the row costs here: plain loop and engine side by side, floor, peak memory, growth."""
     import shlex
 
-    from ffrepro import bench, config, devices, layout
+    from ffrepro import bench, config, devices, layout, report
     from ffrepro.progress import say
 
+    report.check_machine(machine)
     row = config.experiment(config.load(layout.find().params), name)
     values = {"network.blocks": blocks, "training.batch": batch, "training.precision": precision}
     row = config.changed(row, values, "bench")
-    if output and output.name in ("", ".."):
+    if output and (output.name in ("", "..") or not str(output).isprintable()):
         raise errors.UserError(
             f"--output: given {str(output)!r}; allowed: FOLDER/NAME, for NAME.json and NAME.md there"
         )

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,14 +77,20 @@ def lacking(project: Layout, params: Params, run: Run) -> str:
     if missing := [file for file in files if not (folder / file).exists()]:
         return f"no {missing[0]}"
     try:
-        facts, metrics = record.read_json(folder / "record.json"), record.read_json(folder / "metrics.json")
-        weights = record.tensors_hash(record.read_tensors(folder / "weights.safetensors"))
+        facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
+        weights, goodness = (
+            record.tensors_hash(record.read_tensors(folder / f"{name}.safetensors")) for name in ("weights", "goodness")
+        )
+        train, test = _data_hashes(project.data(row.data.name), row.data.held_out)
         checks = {
             "seed": (facts["seed"], run.seed),
             "parameters": (facts["parameters"], record.text_hash(config.training_parameters(row))),
             "code": (facts["code"], record.code_hash()),
-            "data": (facts["data"], _data_hash(project.data(row.data.name), row.data.held_out)),
+            "data": (facts["data"], train),
+            "history": (facts["history"], record.file_hash(folder / "history.csv")),
             "weights": (facts["weights"], weights),
+            "goodness": (metrics["goodness_table"], goodness),
+            "test data": (metrics["test_data"], test),
             "evaluation": (metrics["link"], facts["chain"][-1]["link"]),
             "vote": (metrics["vote"], row.evaluation.vote),
             "evaluation's code": (metrics.get("code", evaluated := _evaluation_code()), evaluated),
@@ -105,10 +111,13 @@ def _evaluation_code() -> str:
 
 
 @cache
-def _data_hash(path: Path, held_out: int) -> str:
+def _data_hashes(path: Path, held_out: int) -> tuple[str, str]:
+    """Of the training split, without what is held out, and of the test split."""
     from ffrepro import data
 
-    return record.tensors_hash(data.held_out(data.load(path)[0], held_out)[0]._asdict())
+    train, test = data.load(path)
+    train = data.held_out(train, held_out)[0]
+    return record.tensors_hash(train._asdict()), record.tensors_hash(test._asdict())
 
 
 def submitted(project: Layout) -> dict[Run, dict[str, Any]]:
@@ -164,15 +173,19 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
 
 
 def _glance(project: Layout, params: Params, run: Run) -> str:
-    """`lacking`'s cheap part, for many runs: by the parameters alone."""
+    """`lacking`'s cheap part, for many runs: by seals, parameters and code alone."""
     try:
         folder, row = project.run(*run), config.experiment(params, run.name)
-        facts, metrics = record.read_json(folder / "record.json"), record.read_json(folder / "metrics.json")
+        facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
         format(metrics["accuracy"], ".2f")
-        same = facts["parameters"] == record.text_hash(config.training_parameters(row))
+        checks = {
+            "parameters": facts["parameters"] == record.text_hash(config.training_parameters(row)),
+            "code": facts["code"] == record.code_hash(),
+        }
     except (UserError, KeyError, TypeError, ValueError):
         return "damaged"
-    return "" if same else "of other parameters"
+    other = [what for what, same in checks.items() if not same]
+    return f"of other {', '.join(other)}" if other else ""
 
 
 def _lives(process: int, since: float) -> bool:
@@ -182,14 +195,15 @@ def _lives(process: int, since: float) -> bool:
         return False
 
 
-def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
+def note(project: Layout, params: Params, runs: Iterable[Run], *, anew: bool = False) -> list[Run]:
     """Enter the whole ones of these runs into dvc.lock, so that `dvc repro` makes none of them again; returns them.
 
-    Only what `lacking` finds nothing lacking in, and what DVC does not know already. The caller is `pipeline.alone`.
-    Raises UserError where DVC fails.
+    Only what `lacking` finds nothing lacking in, and, unless `anew`, what dvc.lock does not name already: dvc.yaml may
+    have changed since it does. The caller is `pipeline.alone`. Raises UserError where DVC fails.
     """
     noted = _stages(project)
-    fresh = [run for run in runs if not _noted(project, run, noted) and not lacking(project, params, run)]
+    new = [run for run in runs if anew or not _noted(project, run, noted)]
+    fresh = [run for run in new if not lacking(project, params, run)]
     if not fresh:
         return []
     rows = _check(project, params, fresh)  # params.yaml may have changed since: DVC is told of a check of now
@@ -200,18 +214,20 @@ def note(project: Layout, params: Params, runs: Iterable[Run]) -> list[Run]:
     return fresh
 
 
-def taken_over(project: Layout, params: Params, rows: list[str]) -> set[str]:
+def taken_over(project: Layout, params: Params, rows: list[str], settings: dict[str, str]) -> set[str]:
     """`note` what jobs have made of these rows, and all whole runs of those that need a GPU; returns the rows of which
     nothing is left to train.
 
     Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin
-    it anew, also where there is no GPU.
+    it anew, also where there is no GPU. Raises UserError where the data that the runs are of cannot be had.
     """
-    jobs_of = submitted(project)
-    there = [run for run in runs_of(params, rows) if run in jobs_of or params.experiments[run.name].requires == "cuda"]
-    if any(project.run(*run).exists() for run in there):
-        with pipeline.alone(project):
-            note(project, params, there)
+    runs, jobs_of = [run for run in runs_of(params, rows) if project.run(*run).exists()], submitted(project)
+    needing = [run for run in runs if config.experiment(params, run.name).requires == "cuda"]
+    with pipeline.alone(project) if runs else nullcontext():
+        for name in dict.fromkeys(run.name for run in runs if (project.run(*run) / "metrics.json").exists()):
+            pipeline.prepare(project, config.experiment(params, name).data.name, settings)
+        note(project, params, needing, anew=True)
+        note(project, params, [run for run in runs if run in jobs_of and run not in needing])
     return {row for row in rows if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
 
 
@@ -338,7 +354,7 @@ def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[
             say(f"{len(gpus)} GPUs are here: as many runs at once, one a GPU, not {processes}")
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:processes]]
     _require(params, runs, settings)
-    if os.environ.get("FFREPRO_THREADS"):
+    if os.environ.get("FFREPRO_THREADS") or settings.get("FFREPRO_PORTABLE"):  # whose runs have one thread
         return [{} for _ in range(processes)]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     say(f"{threads} CPU thread{'s' if threads > 1 else ''} a run (FFREPRO_THREADS says otherwise)")

@@ -17,7 +17,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ffrepro import __version__, claims, config, deviations, record, report, results, tables, targets, verdict
 from ffrepro.errors import UserError
@@ -300,7 +300,7 @@ def _environment(project: Layout) -> str:
         for seed in result.seeds:
             try:
                 facts = record.read_sealed(place.run(name, seed) / "record.json")["environment"]
-                results.Environment.model_validate(facts)
+                TypeAdapter(results.Facts).validate_python(facts)
                 runs[json.dumps(facts)] += 1
             except (UserError, ValidationError, KeyError, TypeError):
                 missing += 1

@@ -163,16 +163,29 @@ def check_lock(project: Layout) -> None:
 
 
 def without_states(project: Layout, name: str, row: Experiment) -> str | None:
-    """After --keep-states: one line on the seeds of which not all are there, since they had been trained before."""
-    from ffrepro.checkpoint import kept_state  # with PyTorch
-
-    every = range(1, row.training.epochs + 1)
-    folders = {seed: project.checkpoint(name, seed).with_suffix("") for seed in row.seeds}
-    seeds = [seed for seed, folder in folders.items() if not all(kept_state(folder, epoch).exists() for epoch in every)]
-    if not seeds:
+    """After --keep-states: one line on the seeds of which not all are there, since they had been trained before, or
+    whose last one is another training's."""
+    runs = ", ".join(f"{name}-{seed}" for seed in row.seeds if not _kept(project, name, seed, row.training.epochs))
+    if not runs:
         return None
-    runs = ", ".join(f"{name}-{seed}" for seed in seeds)
     return f"{runs}: not all states kept, trained before without --keep-states; delete runs/{name} and give this again"
+
+
+def _kept(project: Layout, name: str, seed: int, epochs: int) -> bool:
+    """Whether a state is there for every epoch, the last of them the run's own."""
+    import torch
+
+    from ffrepro import checkpoint
+
+    folder = project.checkpoint(name, seed).with_suffix("")
+    states = [checkpoint.kept_state(folder, epoch) for epoch in range(1, epochs + 1)]
+    if not all(state.exists() for state in states):
+        return False
+    try:
+        its = checkpoint.read(states[-1], torch.device("cpu"))["chain"]
+    except UserError:
+        return False
+    return bool(its == record.read_json(project.run(name, seed) / "record.json")["chain"])
 
 
 def dvc(project: Layout, arguments: list[str]) -> int:

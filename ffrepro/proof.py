@@ -131,16 +131,8 @@ def _time(text: str) -> str:
     return text
 
 
-def _environment(facts: dict[str, str | int | None]) -> dict[str, str | int | None]:
-    results.Environment.model_validate(facts)  # which is what tables read of it
-    if not "".join(str(part) for pair in facts.items() for part in pair).isprintable():
-        raise ValueError("characters that cannot be printed")
-    return facts
-
-
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Time = Annotated[str, AfterValidator(_time)]
-Environment = Annotated[dict[str, str | int | None], AfterValidator(_environment)]
 
 
 class LinkOfChain(Section):
@@ -166,7 +158,7 @@ class Record(Section):
     chain: list[LinkOfChain] = Field(min_length=1)
     weights: Hash
     history: Hash
-    environment: Environment
+    environment: results.Facts
     driver: Text | None
     started: Time
     ended: Time
@@ -188,7 +180,7 @@ class Metrics(Section):
     weights: Hash
     test_data: Hash
     goodness_table: Hash
-    environment: Environment
+    environment: results.Facts
     code: Hash | None = None  # which older ones lack
     link: Hash
     seal: str
@@ -529,7 +521,7 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
             return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
         return Rung("bitwise", f"differs from the committed record from epoch {apart} on", False)
     if copied:
-        return Rung("bitwise", "the committed record itself, copied: its times are the same to the millisecond", None)
+        return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
 
 

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ffrepro import config, record
 from ffrepro.config import Experiment, Section, Seeds, training_parameters
@@ -41,9 +41,20 @@ class Environment(_Read):
         return f"{self.threads} thread{'s' * (self.threads > 1)} of {self.model or 'a CPU'}"
 
 
+def _whole(facts: dict[str, str | int | None]) -> dict[str, str | int | None]:
+    Environment.model_validate(facts)
+    if not "".join(str(part) for pair in facts.items() for part in pair).isprintable():
+        raise ValueError("characters that cannot be printed")
+    return facts
+
+
+Facts = Annotated[dict[str, str | int | None], AfterValidator(_whole)]
+"""A record's environment, of which more may be told than `Environment` has."""
+
+
 class _Record(_Read):
     ffrepro: Text
-    environment: Environment
+    environment: Facts
     seconds: Seconds
 
 
@@ -67,7 +78,10 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
     failed: dict[int, str] = {}
     for seed in seeds:
         try:
-            runs.append(_run(project.run(name, seed), row, seed, runs))
+            run = _run(project.run(name, seed), row, seed, runs)
+            if not of_results and runs and _code(run) != _code(runs[0]):
+                raise UserError(f"of other code than seed {runs[0]['record']['seed']}")
+            runs.append(run)
         except UserError as why:
             failed[seed] = str(why)
     if failed:
@@ -78,6 +92,11 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
             again = f"remove them and run `ffrepro reference {name} --machine CLASS` again"
         raise UserError(f"{folder.parent.name}/{name}: {count}: {which}; every declared seed counts: {again}")
     return runs
+
+
+def _code(run: dict[str, Any]) -> tuple[Any, Any]:
+    """Of the training and of the evaluation, which can differ among seeds where a stage failed and DVC went on."""
+    return run["record"].get("code"), run["metrics"].get("code")
 
 
 def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) -> dict[str, Any]:

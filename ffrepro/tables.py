@@ -216,7 +216,7 @@ def _experiment(project: Layout, address: str, rows: Iterable[str]) -> str:
 def _facts(path: Any) -> str:
     if not path.exists():
         return "not there"
-    facts = record.read_json(path)
+    facts = record.read_sealed(path)
     try:
         return config.plain(f"weights {facts['weights'][:12]}, code {facts['code'][:12]}, {facts['started']}")
     except (KeyError, TypeError):

@@ -17,8 +17,8 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     with devices.faults(f"{name}-{seed}", device):
         table, metrics = evaluation.evaluate(network, test.to(device), row)
     record.write_tensors({"goodness": table}, folder / "goodness.safetensors")
-    chain = record.read_json(folder / "record.json")["chain"]
-    record.write_sealed({**metrics, "link": chain[-1]["link"]}, folder / "metrics.json")
+    link = record.read_sealed(folder / "record.json")["chain"][-1]["link"]
+    record.write_sealed({**metrics, "link": link}, folder / "metrics.json")
     project.checkpoint(name, int(seed)).unlink(missing_ok=True)
 
 

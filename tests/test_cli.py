@@ -197,17 +197,22 @@ def test_embedded_data_need_no_fetching(project):
             ["reference", "digits", "--machine", "one\nline"],
             r"--machine: given 'one\\nline'; allowed: one line of at most 1000 printable characters",
         ),
+        (
+            ["bench", "digits", "--machine", "caf\udce9"],
+            r"--machine: given 'caf\\udce9'; allowed: one line of at most 1000 printable characters",
+        ),
+        (["bench", "digits", "--output", "caf\udce9"], "--output: given 'caf"),
         (["bench", "digits", "--output", "."], "--output: given '.'; allowed: FOLDER/NAME, for NAME.json and NAME.md"),
-        (["params", "handbook"], "params.yaml: defaults.network: given 5; allowed: "),
+        (["params", "handbook"], "params.yaml: defaults.network.norm: given 'bath'; allowed: "),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_runs(project, command, line):
     if command == ["params", "handbook"]:
-        (project.root / "params.yaml").write_text("seeds: [0]\ndefaults: {network: 5}\nexperiments: {one: {}}\n")
+        project.edit("params.yaml", "    norm: batch\n    label", "    norm: bath\n    label")
     done = project.call("ffrepro", *command)
     assert done.returncode == 2
-    assert any(said.startswith(f"ffrepro: {line}".rstrip()) for said in done.stderr.splitlines()), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"ffrepro: {line}")
+    assert (done.stderr.count("\n"), done.stdout) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ ELSEWHERE = {
     "nox -s cuda": "by hand, on a GPU, without nox",
     "python -m pipelines.gpu --out out --rounds 2 --steps 24": "by hand, on a GPU",
     "python -m pipelines.gpu --out out --device cpu --only differences": "by hand",
-    "ffrepro reproduce hinton": "by hand, seeds 0 and 1 of it; as every row",
+    "ffrepro reproduce hinton": "by hand, its three seeds by `submit --local`; as every row",
     "ffrepro evaluate hinton --images training --first 10000": "by hand, after training",
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",

@@ -83,7 +83,7 @@ def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(pr
     project.edit("params.yaml", "12-block network on SVHN", "12 blocks on SVHN")
     again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
     assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
-    assert re.findall(r"Running stage '(\w+)", again.stderr) == ["check"]
+    assert "Running stage" not in again.stderr
     train = project.root / "pipelines" / "train.py"
     train.write_text(f"{train.read_text()}# a change that makes no other numbers\n")
     record_file = project.root / "runs" / "digits" / "0" / "record.json"
@@ -96,7 +96,14 @@ def test_what_a_gpu_made_is_reported_without_one_after_another_row_was_edited(pr
     assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
     (project.root / "dvc.lock").unlink()  # runs that DVC has never seen, such as those brought from a borrowed machine
     shutil.rmtree(project.root / "jobs")
+    shutil.rmtree(project.root / "data")
     again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")
+    assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
+    assert record_file.read_bytes() == before
+    project.edit(
+        "dvc.yaml", "        - pipelines/train.py\n", "        - pipelines/train.py\n        - ffrepro/layout.py\n"
+    )
+    again = project.run("ffrepro", "reproduce", "digits", FFREPRO_DEVICE="auto")  # the graph of another version
     assert (again.returncode, again.stdout) == (first.returncode, first.stdout), again.stderr
     assert record_file.read_bytes() == before
     project.edit("params.yaml", "blocks: 4 8P", "blocks: 8 8P")  # of this row: it would have to be trained again
@@ -224,7 +231,42 @@ def test_a_run_of_another_making_is_not_taken_over(made, what):
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "metrics.json", "record.json"])
+def test_a_run_whose_files_were_edited_counts_as_none(made):
+    """With the words that tell what was edited; what DVC is told of is whole."""
+    params, run = config.load(made.params), jobs.Run("digits", 0)
+    folder = made.run(*run)
+
+    def lacks():
+        return jobs.lacking(made, params, run), jobs._glance(made, params, run)
+
+    def goodness(path):
+        record.write_tensors({name: -table for name, table in record.read_tensors(path).items()}, path)
+
+    unsealed = f"{folder}/{{}}: broken link: not what its seal was made of; it was changed after it was written"
+    edits = {
+        "metrics.json": (lambda path: path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1')), None),
+        "record.json": (lambda path: path.write_text(path.read_text().replace('"seed": 0', '"seed": 1')), None),
+        "history.csv": (lambda path: path.write_text(path.read_text() + "\n"), ("of other history", "")),
+        "goodness.safetensors": (goodness, ("of other goodness", "")),
+    }
+    assert lacks() == ("", "")
+    for file, (edit, words) in edits.items():
+        whole = (folder / file).read_bytes()
+        try:
+            edit(folder / file)
+            assert (folder / file).read_bytes() != whole
+            assert lacks() == (words or (unsealed.format(file), "damaged"))
+        finally:
+            (folder / file).write_bytes(whole)
+    whole = (folder / "record.json").read_bytes()
+    try:
+        changed(folder / "record.json", code="0" * 64)()
+        assert lacks() == ("of other code", "of other code")
+    finally:
+        (folder / "record.json").write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "goodness.safetensors", "metrics.json", "record.json"])
 def test_a_run_that_is_damaged_or_not_whole_is_not_taken_over(made, file):
     params, run = config.load(made.params), jobs.Run("digits", 0)
     path = made.run(*run) / file

@@ -255,7 +255,16 @@ def test_environments_are_counted_once_each(html):
     assert "A GPU" in start
 
 
-@pytest.mark.parametrize("content", ["{}", '{"environment": 5}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"environment": 5}',
+        "{",
+        record.sealed({"environment": {"device": "cpu", "python": "\ud800"}}),
+        record.sealed({"environment": {"device": "cpu", "python": [1]}}),
+    ],
+)
 def test_a_damaged_record_stops_no_page(project, tmp_path, content):
     shutil.copytree(project.root, tmp_path / "copy")
     project = Layout(tmp_path / "copy")

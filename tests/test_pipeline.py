@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,10 +172,17 @@ def test_reproduce_prints_the_verdict_as_json_and_repeats_from_the_cache(project
         "ffrepro: digits-0, digits-1: not all states kept, trained before without --keep-states; delete runs/digits "
         "and give this again\n"
     )
-    for seed in (0, 1):
-        record.write_bytes(b"", checkpoint.kept_state(project.root / "checkpoints" / f"digits-{seed}", 1))
+    kept = [checkpoint.kept_state(project.root / "checkpoints" / f"digits-{seed}", 1) for seed in (0, 1)]
+    for path in kept:
+        record.write_bytes(b"", path)  # as many as there are epochs, but not this training's
+    still = project.run("ffrepro", "reproduce", "digits", "--keep-states")
+    assert still.stderr.splitlines()[-1] == keeping.stderr.splitlines()[-1]
+    shutil.rmtree(project.root / "runs" / "digits")
     keeping = project.run("ffrepro", "reproduce", "digits", "--keep-states")
-    assert "not all states kept" not in keeping.stderr  # a row of one epoch
+    assert "not all states kept" not in keeping.stderr
+    kept[0].write_bytes(kept[1].read_bytes())
+    keeping = project.run("ffrepro", "reproduce", "digits", "--keep-states")
+    assert "ffrepro: digits-0: not all states kept" in keeping.stderr
     assert "| digits | digits | 2 |" in (project.root / "report" / "table.md").read_text()
     assert "| cifar10 | cifar10 | 12 | not run |" in (project.root / "report" / "table.md").read_text()
 

@@ -183,6 +183,13 @@ def test_a_run_of_something_else_is_refused(ran, row, file, key, value, what):
     assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: of other {what}{AGAIN}"
 
 
+@pytest.mark.parametrize("file", ["record.json", "metrics.json"])
+def test_runs_of_different_code_make_no_mean(ran, row, file):
+    write_run(ran, row, 1, 84.0, changed={(file, "code"): "0" * 64})
+    line = one_line(results.collect, "one", row, row.seeds, ran)
+    assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: of other code than seed 0{AGAIN}"
+
+
 def test_runs_of_the_row_before_an_edit_are_refused(ran, row):
     training = row.training.model_copy(update={"epochs": row.training.epochs + 1})
     edited = row.model_copy(update={"training": training})

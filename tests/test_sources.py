@@ -70,6 +70,28 @@ def bounded(monkeypatch):
     assert (getattr(urllib.request, "_opener", None), data._unpack) == hooks
 
 
+def test_two_processes_fetch_into_one_folder_one_after_the_other(make_toy, tmp_path):
+    toy = make_toy(*toy_plain())
+    write(tmp_path / "mirror", toy.mirrored("unpacked"))
+    toy.root.mkdir()
+    holder = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(); input()"
+    command = [sys.executable, "-c", holder, toy.root]
+    said, first = [], subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    first.stdout.readline()  # it has the lock
+
+    def say(line):
+        said.append((line, list(toy.root.iterdir())))
+        first.kill()  # the kernel gives back what it held
+
+    try:
+        sources.fetch("toy", toy.root, mirror=str(tmp_path / "mirror"), say=say)
+    finally:
+        first.kill()
+        first.communicate()
+    assert said[0] == (f"{toy.root}: waiting for another process that fetches into this folder", [])
+    assert test_data.files(toy.root) == toy.contents
+
+
 @pytest.fixture
 def one_mib(monkeypatch):
     monkeypatch.setattr(sources, "LARGEST", MIB)

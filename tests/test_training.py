@@ -275,7 +275,8 @@ def test_an_epochs_entry_by_a_clock_and_a_meter(row, digits, monkeypatch):
 
 def test_every_epochs_state_stays_where_it_was_asked_for(row, digits, tmp_path):
     chosen, data = row(epochs=2, blocks="4 4P"), digits[0][torch.arange(100)]
-    record.write_bytes(b"a longer training's", checkpoint.kept_state(tmp_path / "kept", 3))
+    for name in ("kept", "not"):
+        record.write_bytes(b"a longer training's", checkpoint.kept_state(tmp_path / name, 3))
     for name, keep in (("kept", True), ("not", False)):
         train(chosen, 0, data, checkpoint=tmp_path / f"{name}.pt", keep=keep)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["1.pt", "2.pt"]

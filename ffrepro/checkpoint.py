@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,7 @@ class Checkpoint:
             record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
             folder = path.with_suffix("")
             if len(self.chain) == 1:  # what is there is another training's
-                shutil.rmtree(folder, ignore_errors=True)
+                _forget_states(folder)
             if self.keep:
                 record.write(kept_state(folder, len(self.chain)), partial(shutil.copyfile, path))
 
@@ -208,6 +209,15 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
 def kept_state(folder: Path, epoch: int) -> Path:
     """Where the state after an epoch stays."""
     return folder / f"{epoch}.pt"
+
+
+def _forget_states(folder: Path) -> None:
+    """Delete the kept states, and the folder if it holds nothing else."""
+    for state in folder.glob("*.pt"):
+        if state.stem.isdecimal():
+            state.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def now() -> str:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,13 +221,15 @@ def taken_over(project: Layout, params: Params, rows: list[str], settings: dict[
     Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin
     it anew, also where there is no GPU. Raises UserError where the data that the runs are of cannot be had.
     """
-    runs, jobs_of = [run for run in runs_of(params, rows) if project.run(*run).exists()], submitted(project)
-    needing = [run for run in runs if config.experiment(params, run.name).requires == "cuda"]
-    with pipeline.alone(project) if runs else nullcontext():
-        for name in dict.fromkeys(run.name for run in runs if (project.run(*run) / "metrics.json").exists()):
-            pipeline.prepare(project, config.experiment(params, name).data.name, settings)
-        note(project, params, needing, anew=True)
-        note(project, params, [run for run in runs if run in jobs_of and run not in needing])
+    jobs_of, needing = submitted(project), {row for row in rows if config.experiment(params, row).requires == "cuda"}
+    there = [run for run in runs_of(params, rows) if run in jobs_of or run.name in needing]
+    there = [run for run in there if (project.run(*run) / "metrics.json").exists()]
+    if there:
+        with pipeline.alone(project):
+            for name in dict.fromkeys(run.name for run in there):
+                pipeline.prepare(project, config.experiment(params, name).data.name, settings)
+            note(project, params, [run for run in there if run.name in needing], anew=True)
+            note(project, params, [run for run in there if run.name not in needing])
     return {row for row in rows if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
 
 

@@ -277,9 +277,10 @@ def test_every_epochs_state_stays_where_it_was_asked_for(row, digits, tmp_path):
     chosen, data = row(epochs=2, blocks="4 4P"), digits[0][torch.arange(100)]
     for name in ("kept", "not"):
         record.write_bytes(b"a longer training's", checkpoint.kept_state(tmp_path / name, 3))
+    record.write_bytes(b"no state", tmp_path / "kept" / "notes.txt")
     for name, keep in (("kept", True), ("not", False)):
         train(chosen, 0, data, checkpoint=tmp_path / f"{name}.pt", keep=keep)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["1.pt", "2.pt"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["1.pt", "2.pt", "notes.txt"]
     assert not (tmp_path / "not").exists()
 
 

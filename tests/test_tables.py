@@ -162,7 +162,7 @@ def test_numbers_name_every_value_of_every_cell(small):
 
 
 def test_explain_lists_seeds_and_records(small):
-    record.write_json(
+    record.write_sealed(
         {"weights": "w" * 64, "code": "c" * 64, "started": "2026-01-01T00:00:00+00:00"},
         small.run("digits", 0) / "record.json",
     )
@@ -183,11 +183,19 @@ def test_explain_lists_seeds_and_records(small):
     assert tables.explain(small, "small.lower.left").endswith("\nnot run: ffrepro reproduce third")
 
 
+def test_explain_quotes_no_record_that_was_edited(small):
+    path = small.run("digits", 0) / "record.json"
+    record.write_sealed({"weights": "w", "code": "c", "started": "2026-01-01T00:00:00+00:00"}, path)
+    path.write_text(path.read_text().replace("2026", "1999"))
+    with pytest.raises(UserError, match=r"record\.json: broken link: not what its seal was made of"):
+        tables.explain(small, "digits")
+
+
 def test_the_commit_is_that_of_the_results(small):
     def git(*arguments):
         subprocess.run(["git", "-C", str(small.root), *arguments], check=True, capture_output=True)
 
-    record.write_json(
+    record.write_sealed(
         {"weights": "w", "code": "c", "started": "s"}, small.root / "results" / "other" / "3" / "record.json"
     )
     git("init", "-q")

@@ -138,12 +138,23 @@ class Checkpoint:
         self.chain = [*self.chain, chained(before, len(state["history"]), weights, optimizer)]
         if path := self.path:
             state = {**state, "chain": self.chain}
-            record.write(path, lambda part: torch.save({**state, "seal": seal(state)}, part))
+            record.write(path, partial(_save, {**state, "seal": seal(state)}))
             folder = path.with_suffix("")
             if len(self.chain) == 1:  # what is there is another training's
                 _forget_states(folder)
             if self.keep:
                 record.write(kept_state(folder, len(self.chain)), partial(shutil.copyfile, path))
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Raises OSError where it cannot be written; PyTorch by itself, given a path, would not say why."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # on a full disk, of its archive that has no end
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def snapshot(network: Network, adams: list[Adam], memory: Memory) -> dict[str, Any]:

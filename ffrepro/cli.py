@@ -104,7 +104,7 @@ def reproduce(
     """
     import json
 
-    from ffrepro import config, layout, pipeline, record, report, targets, verdict
+    from ffrepro import config, jobs, layout, pipeline, record, report, targets, verdict
 
     project = layout.find()
     params = config.load(project.params)
@@ -112,13 +112,9 @@ def reproduce(
     whole = name not in params.experiments
     pipeline.check_graph(params, project)
     settings = _settings(device, mirror, offline, fast, portable=portable, keep=keep_states)
-    made_by_jobs: set[str] = set()
-    if project.jobs.exists() or any(config.experiment(params, row).requires == "cuda" for row in rows):
-        from ffrepro import jobs
-
-        made_by_jobs = jobs.taken_over(project, params, rows, settings)
+    trained = jobs.taken_over(project, params, rows, settings)
     for row in rows:
-        if config.experiment(params, row).requires == "cuda" and row not in made_by_jobs:
+        if config.experiment(params, row).requires == "cuda" and row not in trained:
             from ffrepro import devices
 
             devices.require(params, row, device, measure=True)
@@ -131,7 +127,10 @@ def reproduce(
         print(json.dumps(results if whole else results[0]))
     else:
         print(report.of_table(project, name) if whole else report.sentence(results[0]))
-    report.write_tables(project)
+    try:
+        report.write_tables(project)
+    except errors.UserError as error:  # by another row's file: this one's verdict stands
+        print(f"ffrepro: {error}; until then no tables are written", file=sys.stderr)
     codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
     raise typer.Exit(next(code for code in (3, 4, 0) if code in codes))
 

@@ -215,28 +215,25 @@ def note(project: Layout, params: Params, runs: Iterable[Run], *, anew: bool = F
 
 
 def taken_over(project: Layout, params: Params, rows: list[str], settings: dict[str, str]) -> set[str]:
-    """`note` what jobs have made of these rows, and all whole runs of those that need a GPU; returns the rows of which
-    nothing is left to train.
+    """`note` all whole runs of these rows; returns the rows that need a GPU and have nothing left to train.
 
     Else DVC, which may not know of a run, or finds another file changed than those that make its numbers, would begin
     it anew, also where there is no GPU. Raises UserError where the data that the runs are of cannot be had.
     """
-    jobs_of, needing = submitted(project), {row for row in rows if config.experiment(params, row).requires == "cuda"}
-    there = [run for run in runs_of(params, rows) if run in jobs_of or run.name in needing]
-    there = [run for run in there if (project.run(*run) / "metrics.json").exists()]
+    needing = {row for row in rows if config.experiment(params, row).requires == "cuda"}
+    there = [run for run in runs_of(params, rows) if (project.run(*run) / "metrics.json").exists()]
     if there:
         with pipeline.alone(project):
             for name in dict.fromkeys(run.name for run in there):
                 pipeline.prepare(project, config.experiment(params, name).data.name, settings)
             note(project, params, [run for run in there if run.name in needing], anew=True)
             note(project, params, [run for run in there if run.name not in needing])
-    return {row for row in rows if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
+    return {row for row in needing if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
 
 
 def _stages(project: Layout) -> dict[str, Any]:
-    """What dvc.lock says of each stage. Raises UserError where it was cut off."""
+    """What dvc.lock says of each stage. The caller is `pipeline.alone`, by which it is whole."""
     path = project.root / "dvc.lock"
-    pipeline.check_lock(project)
     return dict(((config.read_yaml(path) if path.exists() else None) or {}).get("stages") or {})
 
 

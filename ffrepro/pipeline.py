@@ -69,6 +69,7 @@ def alone(project: Layout) -> Iterator[int]:
     """The project for this command only: beside another one, DVC would fail all stages of both."""
     with lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`") as held:
         _forget_killed(project.root / ".dvc" / "tmp" / "rwlock")
+        _forget_cut_off(project.root / "dvc.lock")
         yield held
 
 
@@ -97,6 +98,24 @@ def _forget_killed(path: Path) -> None:
             record.write_text(json.dumps(kept), path)
 
 
+def _forget_cut_off(path: Path) -> None:
+    """Put aside a dvc.lock that was cut off: DVC writes it in place, and would fail from then on.
+
+    What it said of whole runs, `jobs.taken_over` finds out again.
+    """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        if path.exists() and (content := config.read_yaml(path)) is not None:  # an empty one is as good as none to DVC
+            COMPILED_LOCKFILE_SCHEMA(content)
+    except (UserError, Invalid):
+        aside = Path(".dvc", "tmp", "dvc.lock.cut-off")
+        (path.parent / aside).parent.mkdir(parents=True, exist_ok=True)
+        path.replace(path.parent / aside)
+        print(f"ffrepro: dvc.lock: cut off while DVC wrote it; now {aside}, whole runs are kept", file=sys.stderr)
+
+
 def _at_work(pid: int, cmd: str) -> bool:
     """Whether a process of that number still runs the command.
 
@@ -120,7 +139,6 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
         code = Path(scratch) / "code"
         env = environment({**settings, EXIT_CODE_FILE: str(code), **_git_or_none(project, scratch)})
         if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
-            check_lock(project)
             why = "a stage failed; its own line stands above"
             if not code.exists():  # no stage came to say why
                 why = "DVC failed; why stands above (exited with -9: killed, mostly for want of memory); run again"
@@ -145,21 +163,7 @@ def note(project: Layout, stages: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         env = environment(_git_or_none(project, scratch))
         if _call(["-m", "pipelines.note", *stages], project, env):
-            check_lock(project)
             raise UserError("DVC could not take over the runs that are done; why stands above")
-
-
-def check_lock(project: Layout) -> None:
-    """Raise UserError where dvc.lock is not whole: DVC writes it in place, and would not say what to do."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from voluptuous import Invalid
-
-    path = project.root / "dvc.lock"
-    try:
-        if path.exists() and (content := config.read_yaml(path)) is not None:  # an empty one is as good as none to DVC
-            COMPILED_LOCKFILE_SCHEMA(content)
-    except (UserError, Invalid):
-        raise UserError("dvc.lock: cut off while DVC wrote it; delete it: finished stages run again") from None
 
 
 def without_states(project: Layout, name: str, row: Experiment) -> str | None:

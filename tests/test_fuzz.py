@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import struct
 
 import pytest
@@ -628,6 +629,26 @@ def saved(params, tmp_path_factory):
 def test_an_honest_checkpoint_is_resumed(saved):
     assert saved.resumed(saved.content)
     assert saved.resumed(saved.changed(lambda state: state))
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_it(saved):
+    """However far the writing came, by the limit of a file's size, which no root is needed to set."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with saved.fresh() as training:
+        saved.path.write_bytes(saved.content)
+        history = training.resume()[0]
+        for room in (*range(0, len(saved.content), 997), len(saved.content) - 1):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+            try:
+                with pytest.raises(UserError) as caught:
+                    training.save(history)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert str(caught.value) == (
+                "digits-0.pt: cannot be written: File too large; free some space or rights and run again"
+            )
+            assert [*saved.path.parent.iterdir()] == [saved.path]
+    assert saved.path.read_bytes() == saved.content
 
 
 @fuzz(400)

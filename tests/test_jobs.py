@@ -152,12 +152,25 @@ def test_what_slurm_has_running_is_not_run_beside_it(project):
     assert (done.returncode, done.stderr) == (5, "ffrepro: squeue: ended with 1\n")
 
 
+@pytest.fixture(scope="module")
+def made(project_in, tmp_path_factory):
+    """A project with one whole run."""
+    project = project_in(tmp_path_factory.mktemp("made"))
+    project.shrink(epochs=2, seeds=[0, 1])
+    assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
+    return layout.Layout(project.root)
+
+
 @pytest.mark.parametrize("left", ["sch", "schema: '2.0'\nstages:\n  tra", "stages:\n  a:\n    outs:\n    - pa", "a: ["])
-def test_a_lock_that_was_cut_off_is_a_line_for_jobs_too(project, left):
-    (project.root / "dvc.lock").write_text(left)
-    rows = config.load(project.root / "params.yaml")
-    with pytest.raises(UserError, match=r"dvc\.lock: cut off while DVC wrote it; delete it"):
-        jobs.note(layout.Layout(project.root), rows, [jobs.Run("digits", 0)])
+def test_where_dvcs_lock_file_was_cut_off_jobs_are_noted_anew(made, tmp_path, left, call_in):
+    shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache"))
+    root = tmp_path / "project"
+    before = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(left)
+    done = call_in(root, "ffrepro", "submit", "digits", "--local", "2", PYTHONPATH=str(root))
+    assert (done.returncode, done.stdout) == (0, "2 of 2 runs done\n"), done.stderr
+    assert "started" not in done.stderr
+    assert (root / "dvc.lock").read_text() == before
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_count(project):
@@ -175,16 +188,7 @@ def test_a_run_that_fails_is_told_of_and_the_others_count(project):
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
 
 
-@pytest.fixture(scope="module")
-def made(project_in, tmp_path_factory):
-    """A project with one whole run."""
-    project = project_in(tmp_path_factory.mktemp("made"))
-    project.shrink(epochs=2, seeds=[0, 1])
-    assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
-    return layout.Layout(project.root)
-
-
-def test_what_was_edited_since_a_run_was_made_counts(made, tmp_path):
+def test_what_was_edited_since_a_run_was_made_counts(made, tmp_path, call_in):
     """A run that DVC does not know of yet, and a row whose rule has changed in between."""
     shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache", "dvc.lock"))
     root = tmp_path / "project"
@@ -198,6 +202,10 @@ def test_what_was_edited_since_a_run_was_made_counts(made, tmp_path):
     assert done.returncode in (0, 3, 4), done.stderr
     assert "lies within ±2 points" in done.stdout
     assert re.findall(r"Running stage '(\w+)", done.stderr) == ["report", "verdict"]
+    (root / "report" / "rows" / "mnist.json").write_text("{}")  # another row's, which the tables need
+    again = call_in(root, "ffrepro", "reproduce", "digits", PYTHONPATH=str(root))
+    assert (again.returncode, again.stdout) == (done.returncode, done.stdout)
+    assert re.search(r"\nffrepro: .*mnist.json: .*; until then no tables are written\n$", again.stderr), again.stderr
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{"])

@@ -120,7 +120,7 @@ class Training(Section):
     )
     hardness: Annotated[float, PlainZero] = Field(
         ge=0,
-        le=100,
+        le=10_000,  # goodness is a mean: with a slope of 500, labels that are hard to tell differ by hundredths
         description="How strongly wrong labels are drawn by their goodness; 0: uniformly, as the authors do.",
     )
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images; the last one counts.")

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "ffrepro reproduce hinton": "by hand, its three seeds by `submit --local`; as every row",
     "ffrepro evaluate hinton --images training --first 10000": "by hand, after training",
     "ffrepro verify runs/hinton": "by hand, after training",
+    "python -m pipelines.tries": "tests/test_tries.py",
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released --images training --first 10000": "by hand; tests/test_cli.py",

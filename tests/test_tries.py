@@ -1,0 +1,77 @@
+"""What was tried is told as it was: the committed table is that of the committed files, and edited ones are refused."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from ffrepro import config, record
+from ffrepro.errors import UserError
+from pipelines import tries
+
+
+def cells(text):
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+@pytest.fixture
+def copied(root, tmp_path):
+    """The committed tries, to be damaged."""
+    return shutil.copytree(root / "results" / "tries", tmp_path / "results" / "tries")
+
+
+def test_the_committed_table_is_what_the_command_makes_of_the_committed_files(root, copied, call_in):
+    (copied / "table.md").unlink()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, copied.parents[1])
+    done = call_in(copied.parents[1], "python", "-m", "pipelines.tries")
+    assert (done.returncode, done.stderr) == (0, "")
+    committed = (root / "results" / "tries" / "table.md").read_text()
+    assert (copied / "table.md").read_text() == done.stdout == committed
+
+
+def test_a_line_says_what_its_files_say(root):
+    lines = cells((root / "results" / "tries" / "table.md").read_text())
+    folders = sorted(path.parent for path in root.glob("results/tries/*/try.json"))
+    assert [line["try"] for line in lines] == [folder.name for folder in folders]
+    mean = "last block, mean of the last 10 epochs (%)"
+    for line, folder in zip(lines, folders, strict=True):
+        its = json.loads((folder / "try.json").read_text())
+        with (folder / "history.csv").open() as file:
+            history = list(csv.DictReader(file))
+        blocks = len(its["held_out"]["blocks"])
+        late = [float(epoch[f"held_out_{blocks}"]) for epoch in history[-10:]]
+        assert (line["row"], line["seed"], line["epochs"]) == (its["experiment"], str(its["seed"]), str(len(history)))
+        assert line["held out (%)"] == f"{its['held_out']['accuracy']:.2f}"
+        assert float(line[mean]) == pytest.approx(sum(late) / len(late), abs=0.01)
+        assert config.experiment(config.load(root / "params.yaml"), its["experiment"])  # a row that is there
+
+
+def test_what_was_edited_or_is_of_two_tries_is_a_line(copied):
+    folder = min(path.parent for path in copied.glob("*/try.json"))
+    path, history = folder / "try.json", folder / "history.csv"
+    content, epochs = path.read_text(), history.read_text()
+    path.write_text(content.replace('"seed": 0', '"seed": 1', 1))
+    with pytest.raises(UserError, match=r"try.json: broken link"):
+        tries.table(copied)
+    changed = {key: value for key, value in json.loads(content).items() if key not in ("seal", "held_out")}
+    record.write_sealed(changed, path)
+    with pytest.raises(UserError, match=r"try.json: not what `python -m pipelines.away try` writes; copy"):
+        tries.table(copied)
+    path.write_text(content)
+    history.write_text(epochs.replace("\n1,", "\n1,9", 1))
+    with pytest.raises(UserError, match=r"history.csv: not the one that try.json names; copy both"):
+        tries.table(copied)
+    history.write_text("epoch\n")
+    record.write_sealed({**json.loads(content), "history": record.file_hash(history)}, path)
+    with pytest.raises(UserError, match=r"try.json: not what "):
+        tries.table(copied)
+    history.unlink()
+    with pytest.raises(UserError, match=r"history.csv: not the one"):
+        tries.table(copied)
+
+
+def test_without_tries_there_is_a_table_without_lines(tmp_path):
+    assert cells(tries.table(tmp_path / "none")) == []

@@ -369,9 +369,7 @@ def _states(content: Any, field: tuple[str, ...]) -> bool:
     return True
 
 
-MOST = {"dvc.lock": 4 << 20}
-"""Bytes that a YAML file may have, where it is not `WRITTEN`: ruamel reads 50 kB a second."""
-WRITTEN = 256 << 10
+WRITTEN = 256 << 10  # bytes that a YAML file may have: ruamel reads 50 kB a second
 MERGED = 100  # keys that `<<` may bring into a mapping: lists of merged mappings of merged ones have no end
 LONG_NUMBER = re.compile(r"\b(0[xob][0-9a-fA-F_]{1000}|[0-9_]{1000})")
 """Python refuses to read or to print whole numbers of more than 4300 digits."""
@@ -383,11 +381,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def _text(path: Path) -> str:
-    most = MOST.get(path.name, WRITTEN)
     try:
         with path.open("rb") as file:  # no more of it than is allowed, whatever it is
-            content = file.read(most + 1)
-        text = content.decode() if len(content) <= most else None
+            content = file.read(WRITTEN + 1)
+        text = content.decode() if len(content) <= WRITTEN else None
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file; expected in the project's folder, {path.parent}") from None
     except UnicodeDecodeError as error:
@@ -395,7 +392,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path.name}: cannot be read: {error.strerror}") from None
     if text is None:
-        raise UserError(f"{path.name}: given more than {most >> 10} KiB; allowed: at most that; restore the file")
+        raise UserError(f"{path.name}: given more than {WRITTEN >> 10} KiB; allowed: at most that; restore the file")
     return text
 
 

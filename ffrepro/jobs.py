@@ -231,16 +231,21 @@ def taken_over(project: Layout, params: Params, rows: list[str], settings: dict[
     return {row for row in needing if not any(lacking(project, params, run) for run in runs_of(params, [row]))}
 
 
-def _stages(project: Layout) -> dict[str, Any]:
-    """What dvc.lock says of each stage. The caller is `pipeline.alone`, by which it is whole."""
-    path = project.root / "dvc.lock"
-    return dict(((config.read_yaml(path) if path.exists() else None) or {}).get("stages") or {})
+def _stages(project: Layout) -> dict[str, str]:
+    """Each stage's entry in dvc.lock, as text, of which a few are read. The caller is `pipeline.alone`, by which it is
+    whole."""
+    begin, *entries = pipeline.lock_entries(project.root / "dvc.lock")
+    return {entry.partition(":\n")[0].strip(): begin + entry for entry in entries}
 
 
-def _noted(project: Layout, run: Run, stages: Mapping[str, Any]) -> bool:
+def _noted(project: Layout, run: Run, stages: Mapping[str, str]) -> bool:
     """Whether dvc.lock has this run's record and metrics as they are, and what they were made of."""
     for stage, file in (("train", "record.json"), ("evaluate", "metrics.json")):
-        its, path = stages.get(f"{stage}@{run}") or {}, (project.run(*run) / file).relative_to(project.root)
+        name, path = f"{stage}@{run}", (project.run(*run) / file).relative_to(project.root)
+        try:
+            its = pipeline.read_lock(stages.get(name, "")).get(name, {})
+        except ValueError:  # damaged, of which DVC tells
+            return False
         known = {one.get("path"): one.get("md5") for one in (*(its.get("deps") or ()), *(its.get("outs") or ()))}
         files = {str(path), *(one.get("path") for one in its.get("deps") or ())}
         if any(known.get(one) != _md5(project.root / one) for one in files):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
@@ -101,19 +102,38 @@ def _forget_killed(path: Path) -> None:
 def _forget_cut_off(path: Path) -> None:
     """Put aside a dvc.lock that was cut off: DVC writes it in place, and would fail from then on.
 
-    What it said of whole runs, `jobs.taken_over` finds out again.
+    What it said of whole runs, `jobs.taken_over` finds out again. Only the last entry is looked at: the others are
+    whole where it has begun, and all of a large file would take a minute.
     """
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from voluptuous import Invalid
-
+    begin, *entries = lock_entries(path)
     try:
-        if path.exists() and (content := config.read_yaml(path)) is not None:  # an empty one is as good as none to DVC
-            COMPILED_LOCKFILE_SCHEMA(content)
-    except (UserError, Invalid):
+        read_lock("".join([begin, *entries[-1:]]))
+    except ValueError:
         aside = Path(".dvc", "tmp", "dvc.lock.cut-off")
         (path.parent / aside).parent.mkdir(parents=True, exist_ok=True)
         path.replace(path.parent / aside)
         print(f"ffrepro: dvc.lock: cut off while DVC wrote it; now {aside}, whole runs are kept", file=sys.stderr)
+
+
+def lock_entries(path: Path) -> list[str]:
+    """What dvc.lock begins with, and the text of each of its entries, as DVC writes them; [""] where there is none."""
+    return re.split(r"^(?=  \S)", path.read_bytes().decode(errors="replace"), flags=re.M) if path.exists() else [""]
+
+
+def read_lock(text: str) -> dict[str, Any]:
+    """The entries of a dvc.lock, whole or cut to a few. Raises ValueError where DVC would stumble over it."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import loads_yaml
+    from ruamel.yaml.error import YAMLError
+    from voluptuous import Invalid
+
+    try:
+        content = loads_yaml(text)
+        if content is None:  # an empty file is as good as none to DVC
+            return {}
+        return dict(COMPILED_LOCKFILE_SCHEMA(content).get("stages") or {})
+    except (YAMLError, Invalid) as error:
+        raise ValueError(error) from None
 
 
 def _at_work(pid: int, cmd: str) -> bool:

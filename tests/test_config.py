@@ -732,15 +732,14 @@ def test_a_collection_that_holds_itself_is_shown_once():
     assert (config._shown(mapping), config._shown(sequence)) == ("{'x': {...}}", "[1, [...]]")
 
 
-@pytest.mark.parametrize(("name", "most"), [("params.yaml", 256), ("dvc.lock", 4096)])
-def test_a_file_may_be_as_large_as_is_said_and_no_larger(tmp_path, name, most):
-    path, text = tmp_path / name, b"a: 1\n#"
-    path.write_bytes(text + b"x" * ((most << 10) - len(text)))
+def test_a_file_may_be_as_large_as_is_said_and_no_larger(tmp_path):
+    path, text = tmp_path / "params.yaml", b"a: 1\n#"
+    path.write_bytes(text + b"x" * ((256 << 10) - len(text)))
     assert config.read_yaml(path) == {"a": 1}
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError) as caught:
         config.read_yaml(path)
-    assert str(caught.value) == f"{name}: given more than {most} KiB; allowed: at most that; restore the file"
+    assert str(caught.value) == "params.yaml: given more than 256 KiB; allowed: at most that; restore the file"
     path.write_bytes(b"\n\nb: 1\n" + b"9" * 1000 + b"\n\n\n")
     with pytest.raises(UserError, match="line 4: given a number of 1000 digits or more"):
         config.read_yaml(path)

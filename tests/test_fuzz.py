@@ -250,15 +250,6 @@ def test_a_file_that_is_far_too_long_is_not_read(tmp_path, content):
     assert str(caught.value) == "params.yaml: given more than 256 KiB; allowed: at most that; restore the file"
 
 
-def test_dvcs_own_file_may_be_longer(tmp_path):
-    path = tmp_path / "dvc.lock"
-    path.write_text("a: b\n" + f"# {'x' * 100}\n" * 5000)
-    assert config.read_yaml(path) == {"a": "b"}
-    path.write_text("x" * (5 << 20))
-    with pytest.raises(UserError, match=r"^dvc\.lock: given more than 4096 KiB; "):
-        config.read_yaml(path)
-
-
 def test_a_name_in_a_list_is_refused_by_its_place(root, tmp_path):
     text = (root / "paper.yaml").read_text(encoding="utf-8")
     (tmp_path / "paper.yaml").write_text(text.replace("tables: [ablation,", "tables: [null,", 1))

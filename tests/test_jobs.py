@@ -188,6 +188,18 @@ def test_a_run_that_fails_is_told_of_and_the_others_count(project):
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0
 
 
+def test_a_lock_file_of_dvcs_that_was_edited_is_told_of_by_dvc(made, tmp_path, call_in, capfd):
+    shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache"))
+    path = tmp_path / "project" / "dvc.lock"
+    edited = path.read_text().replace("  train@digits-0:\n    cmd: ", "  train@digits-0:\n    cmd: [", 1)
+    path.write_text(edited)
+    done = call_in(path.parent, "ffrepro", "reproduce", "digits", PYTHONPATH=str(path.parent))
+    assert (done.returncode, path.read_text()) == (2, edited)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("ffrepro: DVC could not take over the runs that are done; why stands above\n")
+    assert "'dvc.lock', YAML" in capfd.readouterr().err  # DVC's own line, past `call_in`
+
+
 def test_what_was_edited_since_a_run_was_made_counts(made, tmp_path, call_in):
     """A run that DVC does not know of yet, and a row whose rule has changed in between."""
     shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache", "dvc.lock"))

@@ -24,6 +24,7 @@ class _Read(Section):
 class _Metrics(_Read):
     accuracy: Percent
     blocks: dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}$")], Percent] = Field(min_length=1)
+    code: Text | None = None  # of the evaluation
 
 
 class Environment(_Read):
@@ -79,8 +80,8 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
     for seed in seeds:
         try:
             run = _run(project.run(name, seed), row, seed, runs)
-            if not of_results and runs and _code(run) != _code(runs[0]):
-                raise UserError(f"of other code than seed {runs[0]['record']['seed']}")
+            if not of_results and (other := next((one for one in runs if _differ(run, one)), None)):
+                raise UserError(f"of other code than seed {other['record']['seed']}")
             runs.append(run)
         except UserError as why:
             failed[seed] = str(why)
@@ -94,9 +95,11 @@ def collect(name: str, row: Experiment, seeds: tuple[int, ...], project: Layout)
     return runs
 
 
-def _code(run: dict[str, Any]) -> tuple[Any, Any]:
-    """Of the training and of the evaluation, which can differ among seeds where a stage failed and DVC went on."""
-    return run["record"].get("code"), run["metrics"].get("code")
+def _differ(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs are of different code, in training or, as far as both tell, in evaluation: as the seeds of a row
+    can be where a stage failed and DVC went on. Metrics from before they told, `jobs.lacking` takes for ours too."""
+    evaluation = {run["metrics"]["code"] for run in (one, other) if "code" in run["metrics"]}
+    return one["record"].get("code") != other["record"].get("code") or len(evaluation) > 1
 
 
 def _run(run: Path, row: Experiment, seed: int, others: list[dict[str, Any]]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def write_run(project, row, seed, accuracy, name="one", **changes):
     }
     blocks = {"1": accuracy / 2, "2": accuracy}
     metrics = {"accuracy": accuracy, "vote": row.evaluation.vote, "blocks": blocks, "weights": f"weights {seed}"}
+    metrics["code"] = "c0de" * 16
     for content, file in ((facts, "record.json"), (metrics, "metrics.json")):
         mine = {key: value for (where, key), value in changes.get("changed", {}).items() if where == file}
         record.write_sealed(content | mine, project.run(name, seed) / file)
@@ -188,6 +189,17 @@ def test_runs_of_different_code_make_no_mean(ran, row, file):
     write_run(ran, row, 1, 84.0, changed={(file, "code"): "0" * 64})
     line = one_line(results.collect, "one", row, row.seeds, ran)
     assert line == f"runs/one: 1 of 3 declared seeds failed: seed 1: of other code than seed 0{AGAIN}"
+
+
+def test_metrics_from_before_they_named_their_code_are_of_any(ran, row):
+    path = ran.run("one", 0) / "metrics.json"
+    metrics = record.read_json(path)
+    metrics = {key: value for key, value in metrics.items() if key not in ("code", "seal")}
+    record.write_sealed(metrics, path)
+    assert len(results.collect("one", row, row.seeds, ran)) == 3
+    write_run(ran, row, 2, 84.0, changed={("metrics.json", "code"): "0" * 64})
+    line = one_line(results.collect, "one", row, row.seeds, ran)
+    assert line == f"runs/one: 1 of 3 declared seeds failed: seed 2: of other code than seed 1{AGAIN}"
 
 
 def test_runs_of_the_row_before_an_edit_are_refused(ran, row):

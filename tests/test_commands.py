@@ -68,8 +68,6 @@ ELSEWHERE = {
     "ffrepro reproduce hinton": "by hand, its three seeds by `submit --local`; as every row",
     "ffrepro evaluate hinton --images training --first 10000": "by hand, after training",
     "ffrepro verify runs/hinton": "by hand, after training",
-    "python -m pipelines.away try hinton-narrow 0 --held-out 10000 --set training.hardness=1000 --scratch DIR "
-    "--out out/hard --mirror DATA --device cpu": "by hand; tests/test_away.py, with another row",
     "python -m pipelines.tries": "tests/test_tries.py",
     "python -m pipelines.release cifar10 0": "by hand; tests/test_release.py, with another row",
     "ffrepro evaluate cifar10 --weights released": "by hand; tests/test_release.py, with another row",

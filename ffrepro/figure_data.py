@@ -126,7 +126,7 @@ Curves = dict[int, list[tuple[float, float]]]
 
 
 def curves(histories: Iterable[Iterable[Mapping[str, float]]], what: str) -> Curves:
-    """{block: [(epoch, mean over seeds), ...]} of `loss` or `separation`.
+    """{block: [(epoch, mean over seeds), ...]} of `loss`, `separation` or `held_out`.
 
     A block learns in some epochs only where these have few steps: the mean is over the seeds that have a value, and an
     epoch without one has no point.

@@ -15,19 +15,19 @@ from ffrepro.targets import Percent, Seconds, Target, Text, read_references, ref
 HERE, COMMITTED, RELEASED = "here", "committed", "released"
 
 
-class _Read(Section):
+class Read(Section):
     """What is read of a file that holds more, which `ffrepro verify` looks at."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class _Metrics(_Read):
+class _Metrics(Read):
     accuracy: Percent
     blocks: dict[Annotated[str, Field(pattern=r"^[0-9]{1,4}$")], Percent] = Field(min_length=1)
     code: Text | None = None  # of the evaluation
 
 
-class Environment(_Read):
+class Environment(Read):
     """What is told of a record's environment."""
 
     device: Text
@@ -53,7 +53,7 @@ Facts = Annotated[dict[str, str | int | None], AfterValidator(_whole)]
 """A record's environment, of which more may be told than `Environment` has."""
 
 
-class _Record(_Read):
+class _Record(Read):
     ffrepro: Text
     environment: Facts
     seconds: Seconds
@@ -139,7 +139,7 @@ class Accuracy(Section):
     values: list[Percent] = Field(min_length=1)
 
 
-class Summary(_Read):
+class Summary(Read):
     """What is read of the file that the report stage writes about a row."""
 
     accuracy: Accuracy
@@ -154,7 +154,7 @@ class Summary(_Read):
         return self
 
 
-class NotWorse(_Read):
+class NotWorse(Read):
     words: Text
 
 

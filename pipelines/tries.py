@@ -4,18 +4,18 @@ results/tries/NAME holds what `python -m pipelines.away try` left in its --out f
 anybody's choice. Prints the table of all of them and writes results/tries/table.md. None has classified a test image.
 """
 
-import csv
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean
+from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, ValidationError
 
 from ffrepro import config, errors, layout, record
-from ffrepro.config import Section
 from ffrepro.errors import UserError
+from ffrepro.figure_data import curves, read_history
 from ffrepro.report import markdown
-from ffrepro.results import Environment
+from ffrepro.results import Environment, Read
 from ffrepro.targets import Percent, Seconds, Text
 
 COLUMNS = [
@@ -35,24 +35,20 @@ COLUMNS = [
 LAST = 10  # epochs, as docs/cifar10.md compares candidates
 
 
-class _Read(Section):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Judged(_Read):
+class _Judged(Read):
     accuracy: Percent
     images: int
 
 
-class _Training(_Read):
+class _Training(Read):
     epochs: int
 
 
-class _Row(_Read):
+class _Row(Read):
     training: _Training
 
 
-class _Try(_Read):
+class _Try(Read):
     """What is read of try.json."""
 
     experiment: Text
@@ -67,22 +63,24 @@ class _Try(_Read):
     trained_on: _Judged
 
 
-Held = TypeAdapter(list[dict[str, Annotated[float, Field(strict=False)]]])
-
-
 def line_of(folder: Path) -> list[Any]:
     """A try's cells. Raises UserError where its files are not what the command wrote, or not of one training."""
     path, history = folder / "try.json", folder / "history.csv"
+    content = record.read_sealed(path)
+    foreign = UserError(f"{path}: not what `python -m pipelines.away try` writes; copy its whole folder")
     try:
-        its = _Try.model_validate(record.read_sealed(path))
-        if not history.exists() or record.file_hash(history) != its.history:
-            raise UserError(f"{history}: not the one that try.json names; copy both files of one try")
-        with history.open(encoding="utf-8", newline="") as file:
-            epochs = Held.validate_python(list(csv.DictReader(file)))
-        last = max((name for name in epochs[0] if name.startswith("held_out_")), key=lambda name: int(name[9:]))
-        late = [epoch[last] for epoch in epochs[-LAST:]]
-    except (ValueError, IndexError, csv.Error):  # Pydantic's too; a history without epochs, or held-out images
-        raise UserError(f"{path}: not what `python -m pipelines.away try` writes; copy its whole folder") from None
+        its = _Try.model_validate(content)
+    except ValidationError:
+        raise foreign from None
+    if not history.exists() or record.file_hash(history) != its.history:
+        raise UserError(f"{history}: not the one that try.json names; copy both files of one try")
+    try:
+        blocks = curves([read_history(history)], "held_out")
+    except UserError:
+        raise foreign from None
+    if not blocks:
+        raise foreign
+    late = [accuracy for _, accuracy in blocks[max(blocks)][-LAST:]]
     return [
         folder.name,
         its.experiment,
@@ -91,7 +89,7 @@ def line_of(folder: Path) -> list[Any]:
         its.row.training.epochs,
         f"{its.held_out.accuracy:.2f}",
         f"{its.held_out_restated.accuracy:.2f}",
-        f"{sum(late) / len(late):.2f}",
+        f"{fmean(late):.2f}",
         f"{its.trained_on.accuracy:.2f}",
         its.held_out.images,
         f"{its.seconds:.0f}",

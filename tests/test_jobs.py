@@ -154,7 +154,7 @@ def test_what_slurm_has_running_is_not_run_beside_it(project):
 
 @pytest.fixture(scope="module")
 def made(project_in, tmp_path_factory):
-    """A project with one whole run."""
+    """A project with two whole runs."""
     project = project_in(tmp_path_factory.mktemp("made"))
     project.shrink(epochs=2, seeds=[0, 1])
     assert project.run("ffrepro", "submit", "digits", "--local", "2").returncode == 0

@@ -5,15 +5,11 @@ import json
 import shutil
 
 import pytest
+from test_report import cells
 
 from ffrepro import config, record
 from ffrepro.errors import UserError
 from pipelines import tries
-
-
-def cells(text):
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines()]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
 @pytest.fixture

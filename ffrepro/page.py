@@ -133,7 +133,7 @@ def _headline(project: Layout, rows: list[dict[str, str]]) -> str:
         text += ["No verdict without all seeds."] if own.gap else []
     commands = []
     if not (ours and result and ours.source == results.HERE):
-        commands += [f"<code>ffrepro verify results/{HEADLINE}</code> computes it anew."] if own else []
+        commands += [f"<code>ffrepro verify results/{HEADLINE}</code> checks it, link by link."] if own else []
         commands += [f"<code>ffrepro reproduce {HEADLINE}</code> trains and judges it."]
     start = f'<p class="lead">The paper’s number, <code>{HEADLINE}</code>: {_word(line["verdict"])}</p>'
     return f"{start}\n<p>{' '.join([escape(' '.join(text)), *commands])}</p>"

@@ -26,7 +26,7 @@ COLUMNS = [
     "epochs",
     "held out (%)",
     "statistics anew (%)",
-    "last block, mean of the last 10 epochs (%)",
+    "last block alone, mean of the last 10 epochs (%)",
     "trained on (%)",
     "images of each",
     "training (s)",
@@ -80,7 +80,8 @@ def line_of(folder: Path) -> list[Any]:
         raise foreign from None
     if not blocks:
         raise foreign
-    late = [accuracy for _, accuracy in blocks[max(blocks)][-LAST:]]
+    last = [accuracy for _, accuracy in blocks[max(blocks)]]
+    late = f"{fmean(last[-LAST:]):.2f}" if len(last) > LAST else ""  # else of all epochs, the first among them
     return [
         folder.name,
         its.experiment,
@@ -89,7 +90,7 @@ def line_of(folder: Path) -> list[Any]:
         its.row.training.epochs,
         f"{its.held_out.accuracy:.2f}",
         f"{its.held_out_restated.accuracy:.2f}",
-        f"{fmean(late):.2f}",
+        late,
         f"{its.trained_on.accuracy:.2f}",
         its.held_out.images,
         f"{its.seconds:.0f}",

@@ -197,7 +197,7 @@ def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
     made = small(root, tmp_path)
     place, row = Layout(made.root, "results"), config.load(made.params).experiments["cifar10"]
     verify, train = (
-        "<code>ffrepro verify results/cifar10</code> computes",
+        "<code>ffrepro verify results/cifar10</code> checks",
         "<code>ffrepro reproduce cifar10</code> trains",
     )
     for seed, accuracy in enumerate((76.0, 78.0, 77.0)):
@@ -205,7 +205,7 @@ def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
     text = page.with_figures(made, [])
     assert "<code>cifar10</code>: 3 of 5 seeds</p>" in text
     assert "<p>Released: 77.00 ± 1.00 (3 of 5 seeds), on A GPU. Its target: 83.51 ± 0.78 published, in" in text
-    assert f"No verdict without all seeds. {verify} it anew. {train} and judges it.</p>" in text
+    assert f"No verdict without all seeds. {verify} it, link by link. {train} and judges it.</p>" in text
     assert "Beside these counts, 0 with a committed reference of other seeds, which no rule judges, and 1 with" in text
     assert "<dt>not run</dt><dd>12</dd>" in text
 
@@ -222,7 +222,7 @@ def test_released_runs_of_the_headline_are_told_of(root, tmp_path):
     assert '<code>cifar10</code>: <span class="word bad">not reproduced</span></p>' in text
     assert "<p>Measured: 77.00 ± 0.79 (n = 5), in results/cifar10. Its target: 83.51 ± 0.78 published, in" in text
     assert "Here the interval is [-7.26, -5.76], p = " in text
-    assert f"{verify} it anew. {train} and judges it.</p>" in text
+    assert f"{verify} it, link by link. {train} and judges it.</p>" in text
     assert "<dt>not reproduced</dt><dd>1</dd>" in text
 
 

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import torch
@@ -111,8 +112,8 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
     full = False
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
-        full = True
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        full = _let_go(error)
     except torch.AcceleratorError as error:
         why = str(error.args[0]).splitlines()[0]
         again = "the same command goes on from the last checkpoint" if row else "run again"
@@ -120,8 +121,8 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
             raise
-        full = True
-    if full:  # here and not above, where the error still holds the tensors of the step
+        full = _let_go(error)
+    if full:
         where = f"{run}: out of memory on {device.type}"
         if not row:
             raise MachineError(f"{where}; free some and run again")
@@ -131,6 +132,12 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
             f"{where} with training.batch {row.training.batch}; {batch or 'no smaller one'} would fit here now: free "
             "some and run again, or give that batch to a row of your own (docs/adding.md)"
         )
+
+
+def _let_go(error: BaseException) -> bool:
+    """Free the tensors of the step that failed, which the error's frames hold as long as a `with` statement does it."""
+    traceback.clear_frames(error.__traceback__)
+    return True
 
 
 def fitting_batch(row: Experiment, device: torch.device) -> int | None:

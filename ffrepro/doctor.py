@@ -69,10 +69,9 @@ def _device(device: torch.device) -> Iterator[Finding]:
         yield Finding("GPU", f"none that PyTorch finds (CUDA {torch.version.cuda} build); rows that need CUDA wait")
         return
     gpu = torch.cuda.get_device_properties(device)
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # the newest CUDA that the driver knows
     facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"
     libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
-    yield Finding("GPU", f"{facts}; {libraries}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}")
+    yield Finding("GPU", f"{facts}; {libraries}, driver {record.driver(device) or 'not told'}")
 
 
 def switches() -> Iterator[Finding]:

@@ -1,6 +1,8 @@
 """`ffrepro doctor` reads back and measures; what is wrong shows."""
 
+import ast
 import re
+from operator import attrgetter
 
 import pytest
 import torch
@@ -96,3 +98,12 @@ def test_the_report_of_a_machine_without_cuda(project):
     assert told + int(more.split()[3]) == len(config.load(project.root / "params.yaml").experiments)
     assert "-- data digits: embedded" in lines
     assert lines[-1].startswith("The same row and seed give the same weights, bit for bit, wherever all of this is the")
+
+
+def test_every_name_of_pytorch_that_the_code_uses_is_there(root):
+    """Also those that only a machine with a GPU comes to; mypy does not know what PyTorch makes at import."""
+    for path in [*root.glob("ffrepro/*.py"), *root.glob("pipelines/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if re.fullmatch(r"torch(\.\w+)+", name):
+                attrgetter(name.removeprefix("torch."))(torch)  # raises AttributeError

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import psutil
 import pytest
@@ -81,6 +82,23 @@ def test_memory_that_is_not_there_is_a_line_of_every_command_that_computes(proje
         assert done.returncode == 5, done.stderr
         assert done.stderr.startswith(f"ffrepro: {name}: out of memory on cpu"), done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory")])
+def test_what_the_failed_step_held_is_free_again_when_a_batch_is_tried(row, monkeypatch, error):
+    held = []
+
+    def step():
+        tensor = torch.zeros(1)
+        held.append(weakref.ref(tensor))
+        raise error
+
+    monkeypatch.setattr(devices, "fitting_batch", lambda *_: 16 if held[0]() is None else None)
+    with (
+        pytest.raises(MachineError, match="; 16 would fit here now"),
+        devices.faults("digits-0", torch.device("cpu"), row()),
+    ):
+        step()
 
 
 @pytest.mark.chaos  # a library of PyTorch's may be the one that gets no memory, and crash: seen once in many

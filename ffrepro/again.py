@@ -45,7 +45,7 @@ def evaluate(project: Layout, asked: Asked, device: str, prepare: Callable[[str]
     prepare(row.data.name)
     train, test = data.load(project.data(row.data.name))
     train, held_out = data.held_out(train, row.data.held_out)
-    split = {"test": test, "training": train, "held-out": held_out}[images].rows(slice(asked.first)).to(chosen)
+    split = {"test": test, "training": train, "held-out": held_out}[images].rows(slice(asked.first))
     places = [project.run(name, seed) for seed in asked.seeds or ()]
     for place in places or proof.runs_of(project.experiment(name).parent):
         run, one = proof.read(place), f"{name}-{place.name}"
@@ -54,7 +54,7 @@ def evaluate(project: Layout, asked: Asked, device: str, prepare: Callable[[str]
             if asked.restated:  # with an epoch's draws that no epoch of the training had
                 draws = engine.draw(row, run.facts["seed"], row.training.epochs, len(train.labels))
                 evaluation.restate(network, train.to(chosen), row, draws.to(chosen))
-            table, metrics = evaluation.evaluate(network, split, row)
+            table, metrics = evaluation.evaluate(network, split.to(chosen), row)
         blocks = " ".join(f"{accuracy:.2f}" for accuracy in metrics["blocks"].values())
         of = f"{metrics['images']} {images} images in {row.evaluated_in}{', statistics anew' if asked.restated else ''}"
         yield f"{one}: {metrics['accuracy']:.2f} % of {of}; blocks {blocks}"

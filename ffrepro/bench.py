@@ -51,7 +51,7 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
         if device.type == "cpu":
             devices.keep_pages()
     elif device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # as the authors' code does
+        determinism.switch_on(fast=True)  # cuDNN's autotuning, as in the authors' code, and no TF32 in float32
     with devices.faults("bench", device):
         result = CASES[case["what"]](Experiment.model_validate(case["row"]), device, case["steps"])
     return result if case["what"] == "rates" else {**result, "peak_mib": peak_memory(device)}
@@ -93,7 +93,7 @@ def plain_training(row: Experiment, device: torch.device, steps: int) -> dict[st
     training, network = row.training, untrained_network(row, device, plain=True)
     adams = plain.optimizers(network, training)
     workers = 4 if device.type == "cuda" else 2  # the authors' number; on a small CPU more would stand in the way
-    batches = plain.batches(random_images(row, (WARM_UP + steps) * training.batch), row, workers)
+    batches = plain.batches(random_images(row, (WARM_UP + steps) * training.batch), row, workers, device)
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             begun = _now(device)

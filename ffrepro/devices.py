@@ -33,7 +33,8 @@ def wanted(given: str | None = None) -> str:
 def choose(given: str | None = None) -> torch.device:
     """CUDA where there is one, unless the CPU was asked for. Raises MachineError for CUDA where there is none.
 
-    Also takes FFREPRO_THREADS, the number of CPU threads (default: PyTorch's own choice; the portable profile has one).
+    The portable profile is a CPU's: UserError for CUDA beside it. Also takes FFREPRO_THREADS, the number of CPU threads
+    (default: PyTorch's own choice; the portable profile has one).
     """
     word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
     if threads:
@@ -41,12 +42,19 @@ def choose(given: str | None = None) -> torch.device:
             raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
         if not portable():
             torch.set_num_threads(int(threads))
-    if word == "cuda" and not torch.cuda.is_available():
+    if word == "cuda" and portable():
+        raise UserError("device: given cuda with the portable profile (FFREPRO_PORTABLE); allowed: auto, cpu")
+    if word == "cuda" and not gpu_here():
         raise MachineError("device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu")
-    device = torch.device("cuda" if word != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if word != "cpu" and gpu_here() else "cpu")
     if device.type == "cpu":
         keep_pages()
     return device
+
+
+def gpu_here() -> bool:
+    """Whether there is a GPU that may be used: the portable profile has none."""
+    return torch.cuda.is_available() and not portable()
 
 
 def stand_in(row: Experiment, device: torch.device) -> str:
@@ -85,7 +93,7 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     measure: say how long the CPU would take, which needs a step or two; a large network's take it seconds.
     """
     row = experiment(params, name)
-    if row.requires == "cpu" or wanted(given) == "cpu" or torch.cuda.is_available():
+    if row.requires == "cpu" or wanted(given) == "cpu" or gpu_here():
         return
     instead = ", ".join([other for other, its in params.experiments.items() if its.requires == "cpu"][:2])
     cpu, takes = torch.device("cpu"), "takes as `ffrepro doctor` says"
@@ -97,9 +105,8 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     same = ", or the same with --device cpu (FFREPRO_DEVICE=cpu)"
     if row.training.precision != stand_in(row, cpu):
         same = f"; in {row.training.precision}, which this row has, a CPU takes many times as long"
-    raise MachineError(
-        f"{name} needs a CUDA GPU and PyTorch finds none here; this CPU {takes}; run {instead} instead{same}"
-    )
+    none = "the portable profile is a CPU's" if portable() else "PyTorch finds none here"
+    raise MachineError(f"{name} needs a CUDA GPU and {none}; this CPU {takes}; run {instead} instead{same}")
 
 
 @contextlib.contextmanager
@@ -117,6 +124,12 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
     except torch.AcceleratorError as error:
         why = str(error.args[0]).splitlines()[0]
         again = "the same command goes on from the last checkpoint" if row else "run again"
+        if "no kernel image" in why:
+            oldest = min(torch.cuda.get_arch_list(), key=_capability, default="")
+            raise MachineError(
+                f"{run}: this GPU is too old for PyTorch ({why}); use --device cpu (FFREPRO_DEVICE=cpu), or one of "
+                f"compute capability {_capability(oldest) / 10:.1f} or newer"
+            ) from None
         raise MachineError(f"{run}: the GPU failed ({why}); once the GPU answers again, {again}") from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
@@ -124,14 +137,19 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
         full = _let_go(error)
     if full:
         where = f"{run}: out of memory on {device.type}"
+        gc.collect()
         if not row:
             raise MachineError(f"{where}; free some and run again")
-        gc.collect()
         batch = fitting_batch(row, device)
         raise MachineError(
             f"{where} with training.batch {row.training.batch}; {batch or 'no smaller one'} would fit here now: free "
             "some and run again, or give that batch to a row of your own (docs/adding.md)"
         )
+
+
+def _capability(architecture: str) -> int:
+    """Ten times the compute capability of PyTorch's name for it, sm_75 say."""
+    return int("".join(filter(str.isdecimal, architecture)) or 0)
 
 
 def _let_go(error: BaseException) -> bool:

@@ -1,8 +1,10 @@
 """What this machine is, and what will repeat bit for bit on it: everything read back or measured, nothing assumed."""
 
+import gc
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -66,7 +68,8 @@ def _device(device: torch.device) -> Iterator[Finding]:
         "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
     if device.type != "cuda":
-        yield Finding("GPU", f"none that PyTorch finds (CUDA {torch.version.cuda} build); rows that need CUDA wait")
+        none = f"none that PyTorch finds (CUDA {torch.version.cuda} build)"
+        yield Finding("GPU", f"{'not used' if torch.cuda.is_available() else none}; rows that need CUDA wait")
         return
     gpu = torch.cuda.get_device_properties(device)
     facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"
@@ -77,8 +80,9 @@ def _device(device: torch.device) -> Iterator[Finding]:
 def switches() -> Iterator[Finding]:
     """Each switch of `determinism`, read back where PyTorch keeps it."""
     for what, found, right in determinism.switches():
-        text = ("yes" if found else "no") if isinstance(found, bool) else str(found)
-        yield Finding(what, text, found == right)
+        text, must = (("yes" if its else "no") if isinstance(its, bool) else str(its) for its in (found, right))
+        variable = ", by CUBLAS_WORKSPACE_CONFIG; unset it" if what == "cuBLAS workspace" else ""
+        yield Finding(what, text if found == right else f"{text}, must be {must}{variable}", found == right)
 
 
 def repeats(device: torch.device) -> Finding:
@@ -95,7 +99,10 @@ def twice(row: Experiment, device: torch.device) -> tuple[bool, list[str]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, *row.shape), generator=generator, dtype=torch.uint8)
     data = Split(images, torch.arange(n) % row.classes).to(device)
-    hashes = [record.tensors_hash(training.train(row, 0, data).network.state_dict()) for _ in range(2)]
+    hashes = []
+    for _ in range(2):
+        hashes.append(record.tensors_hash(training.train(row, 0, data).network.state_dict()))
+        gc.collect()  # an engine and its steps hold one another, and with them a GPU's memory
     return hashes[0] == hashes[1], [one[:12] for one in hashes]
 
 
@@ -142,7 +149,8 @@ def promise(device: torch.device) -> str:
 
 def report(params: Params, project: Layout, device: torch.device) -> bool:
     """Print the findings as they come; whether all that was checked is good (a row that needs CUDA aside)."""
-    determinism.switch_on()
+    with suppress(MachineError):  # a switch that does not stay is told of among the others
+        determinism.switch_on()
     sound = True
     for what, found, good in findings(params, project, device):
         tell(f"{what}: {found}", good)

@@ -353,9 +353,12 @@ def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[
         import torch
 
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+        there = torch.cuda.device_count()
+        gpus = given.split(",") if given else [str(i) for i in range(there)]
+        if not gpus[0].startswith("MIG-"):  # of which a process sees one; of others a name may be of no GPU
+            gpus = gpus[:there]
         if processes > len(gpus):
-            say(f"{len(gpus)} GPUs are here: as many runs at once, one a GPU, not {processes}")
+            say(f"GPUs here: {len(gpus)}; as many runs at once, one a GPU, not {processes}")
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:processes]]
     _require(params, runs, settings)
     if os.environ.get("FFREPRO_THREADS") or settings.get("FFREPRO_PORTABLE"):  # whose runs have one thread

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.optim import Adam, Optimizer
 
-from ffrepro import checkpoint, engine, negatives, training
+from ffrepro import checkpoint, devices, engine, negatives, training
 from ffrepro.config import Experiment
 from ffrepro.data import Split
-from ffrepro.errors import UserError
+from ffrepro.errors import MachineError, UserError
 from ffrepro.network import Network
 
 
@@ -133,9 +133,11 @@ def processes() -> Iterator[tuple[int, int]]:
     """torchrun's group, this process's device chosen: (rank, how many). Raises UserError without torchrun."""
     if "LOCAL_RANK" not in os.environ:
         raise UserError("start this by torchrun: torchrun --nproc-per-node N -m pipelines.parallel ROW SEED")
-    cuda = torch.cuda.is_available() and os.environ.get("FFREPRO_DEVICE") != "cpu"
+    cuda, rank = devices.choose().type == "cuda", int(os.environ["LOCAL_RANK"])
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if rank >= torch.cuda.device_count():
+            raise MachineError(f"torchrun: process {rank} has no GPU; there are {torch.cuda.device_count()}")
+        torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if cuda else "gloo")
     # By name, as training.py is in the hash that every committed record carries, and not to be touched for this.
     with patch.multiple(training, Engine=Engine, Checkpoint=Checkpoint):

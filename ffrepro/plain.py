@@ -96,8 +96,8 @@ class PILImages(Dataset[tuple[Tensor, int]]):
         return self.transform(self.data.images[i]), int(self.data.labels[i])
 
 
-def batches(data: Split, experiment: Experiment, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, epoch after epoch, from worker processes."""
+def batches(data: Split, experiment: Experiment, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, epoch after epoch, from worker processes, to be moved to the device."""
     loader = DataLoader(
         PILImages(data, experiment),
         experiment.training.batch,
@@ -105,7 +105,7 @@ def batches(data: Split, experiment: Experiment, workers: int) -> Iterator[tuple
         drop_last=True,
         num_workers=workers,
         persistent_workers=True,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
     while True:
         yield from loader

@@ -106,7 +106,9 @@ class Note:
 
 
 def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, settings: dict[str, str]) -> list[Run]:
-    """Submit what is neither done nor submitted already, an array for the rows that need a GPU and one for the others.
+    """Submit what is neither done nor submitted already, an array for the runs that need a GPU and one for the others.
+
+    settings: their FFREPRO_DEVICE, unless it is auto, says of all of them which they are.
 
     Returns what was submitted. Raises UserError, MachineError where there is no Slurm or no submitit.
     """
@@ -135,8 +137,10 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
                     f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there"
                 )
         ids = []
+        asked = settings["FFREPRO_DEVICE"]
         for kind in ("cuda", "cpu"):
-            chosen = [run for run in fresh if config.experiment(params, run.name).requires == kind]
+            needs = {run: config.experiment(params, run.name).requires if asked == "auto" else asked for run in fresh}
+            chosen = [run for run in fresh if needs[run] == kind]
             if not chosen:
                 continue
             executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=cluster.timeouts)
@@ -151,7 +155,9 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             )
             for run in chosen:
                 project.log(*run).unlink(missing_ok=True)
-            trainings = [Training(project.root, run, start, settings) for run in chosen]
+            # a node's GPUs are not a run's that has not asked for one
+            its = settings | ({"FFREPRO_DEVICE": "cpu"} if kind == "cpu" else {})
+            trainings = [Training(project.root, run, start, its) for run in chosen]
             made = submitted(executor, trainings)
             for run, job in zip(chosen, made, strict=True):
                 jobs.write_down(project, run, job)

@@ -11,10 +11,10 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     determinism.switch_on(fast=devices.fast())
     device = devices.choose()
     weights = record.read_tensors(folder / "weights.safetensors")
-    network = training.build(row, int(seed), device)
-    training.load_weights(network, weights, folder / "weights.safetensors")
     _, test = data.load(project.data(row.data.name))
     with devices.faults(f"{name}-{seed}", device):
+        network = training.build(row, int(seed), device)
+        training.load_weights(network, weights, folder / "weights.safetensors")
         table, metrics = evaluation.evaluate(network, test.to(device), row)
     record.write_tensors({"goodness": table}, folder / "goodness.safetensors")
     link = record.read_sealed(folder / "record.json")["chain"][-1]["link"]

@@ -183,25 +183,25 @@ def main(*arguments: str) -> None:
     released = options.weights == "released"
     project = layout.Layout(layout.find().root, "results" if released else "runs")
     determinism.switch_on()
-    if options.weights == "initial":
-        row = config.experiment(config.load(project.params), name)
-        trained = training.build(row, number, device)
-    else:
-        run = proof.read(project.run(name, number))
-        row, trained = run.row, proof.network(run, device, released=released)
-    if not isinstance(trained, Convolutional):
-        raise UserError(f"{name}: does not convolve and learn block by block; allowed: a row that does")
-    pipeline.prepare(project, row.data.name, {})
-    train = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)[0].to(device)
-    batch = torch.arange(row.training.batch)
-    batches = [  # the first of each of two epochs that no training had
-        engine.draw(row, number, row.training.epochs + after, len(train.labels)).rows(batch).to(device)
-        for after in (0, 1)
-    ]
-    print(f"{name}-{number}, {options.weights} weights, a batch of {len(batch)}\n")
-    print("| block | learns by | float16 | signs | lost | bfloat16 | signs | lost | another batch | signs |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with devices.faults(f"{name}-{number}", device):
+        if options.weights == "initial":
+            row = config.experiment(config.load(project.params), name)
+            trained = training.build(row, number, device)
+        else:
+            run = proof.read(project.run(name, number))
+            row, trained = run.row, proof.network(run, device, released=released)
+        if not isinstance(trained, Convolutional):
+            raise UserError(f"{name}: does not convolve and learn block by block; allowed: a row that does")
+        pipeline.prepare(project, row.data.name, {})
+        train = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)[0].to(device)
+        batch = torch.arange(row.training.batch)
+        batches = [  # the first of each of two epochs that no training had
+            engine.draw(row, number, row.training.epochs + after, len(train.labels)).rows(batch).to(device)
+            for after in (0, 1)
+        ]
+        print(f"{name}-{number}, {options.weights} weights, a batch of {len(batch)}\n")
+        print("| block | learns by | float16 | signs | lost | bfloat16 | signs | lost | another batch | signs |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for one in findings(trained, row, train, batches):
             shares = [share for kind in KINDS for share in (*one.halves[kind], one.lost[kind])]
             cells = [f"{100 * share:.1f} %" for share in (*shares, *one.another)]

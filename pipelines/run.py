@@ -1,5 +1,6 @@
 """A seed's train and evaluate stages in one process: what a job of `ffrepro submit` runs, to the same bytes."""
 
+import gc
 import sys
 
 from ffrepro import config, errors, jobs, layout, lock
@@ -15,6 +16,7 @@ def main(name: str, seed: str) -> None:
             say(f"{run}: done already")
             return
         train.main(name, seed)
+        gc.collect()  # an engine and its steps hold one another, and with them a GPU's memory
         evaluate.main(name, seed)
 
 

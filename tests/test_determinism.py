@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from ffrepro import PORTABLE, determinism
-from ffrepro.errors import MachineError
+from ffrepro import PORTABLE, determinism, devices
+from ffrepro.errors import MachineError, UserError
 
 PROGRAM = """
 import json
@@ -71,3 +71,15 @@ def test_the_portable_profile_gives_the_same_bits_on_other_makes_of_cpu(root, cp
     (_, hashes), environment = portable(root, *emulator, precision=precision)
     assert environment["profile"] == "portable"
     assert hashes == [EXPECTED[precision]] * 2
+
+
+def test_the_portable_profile_uses_no_gpu(params, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.choose("auto").type == "cuda"
+    monkeypatch.setenv("FFREPRO_PORTABLE", "1")
+    assert devices.choose("auto").type == "cpu"
+    with pytest.raises(UserError, match=r"^device: given cuda with the portable profile .*; allowed: auto, cpu$"):
+        devices.choose("cuda")
+    with pytest.raises(MachineError, match=r"^cifar10 needs a CUDA GPU and the portable profile is a CPU's; this CPU "):
+        devices.require(params, "cifar10", "auto")
+    devices.require(params, "digits", "auto")

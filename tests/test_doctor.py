@@ -100,6 +100,22 @@ def test_the_report_of_a_machine_without_cuda(project):
     assert lines[-1].startswith("The same row and seed give the same weights, bit for bit, wherever all of this is the")
 
 
+def test_another_workspace_of_cublas_shows_and_the_rest_is_told(project):
+    project.shrink()
+    done = project.run("ffrepro", "doctor", CUBLAS_WORKSPACE_CONFIG=":16:8")
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "NO cuBLAS workspace: :16:8, must be :4096:8, by CUBLAS_WORKSPACE_CONFIG; unset it\n" in done.stdout
+    assert "ok 4 steps, twice: weights" in done.stdout
+
+
+def test_a_gpu_that_is_not_used_is_not_missing(monkeypatch):
+    (gpu,) = (one for one in doctor._device(CPU) if one.what == "GPU")
+    assert gpu.found.startswith("none that PyTorch finds (CUDA 13.0 build)")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (gpu,) = (one for one in doctor._device(CPU) if one.what == "GPU")
+    assert gpu.found == "not used; rows that need CUDA wait"
+
+
 def test_every_name_of_pytorch_that_the_code_uses_is_there(root):
     """Also those that only a machine with a GPU comes to; mypy does not know what PyTorch makes at import."""
     for path in [*root.glob("ffrepro/*.py"), *root.glob("pipelines/*.py")]:

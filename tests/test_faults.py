@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from ffrepro import devices, network
+from ffrepro import data, devices, network, training
 from ffrepro.errors import MachineError
 
 WITH_LITTLE_MEMORY = """
@@ -133,6 +133,36 @@ def test_a_gpu_that_vanishes_is_one_line(row, row_given):
         devices.faults("cifar10-0", torch.device("cuda"), row() if row_given else None),
     ):
         raise torch.AcceleratorError("CUDA error: unspecified\nCUDA kernel errors might be reported later", 719)
+
+
+def test_a_gpu_that_is_too_old_is_told_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_120", "compute_120"])
+    line = (
+        r"^digits-0: this GPU is too old for PyTorch \(CUDA error: no kernel .*\); use --device cpu .* 7\.5 or newer$"
+    )
+    with pytest.raises(MachineError, match=line), devices.faults("digits-0", torch.device("cuda")):
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore", 209)
+
+
+def test_a_gpu_that_others_have_is_a_line_of_every_evaluation(project, monkeypatch):
+    """It is asked for the first time when the weights, or the images, are moved to it."""
+    project.shrink(seeds=[0])
+    project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
+
+    def refuse(*_):
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable", 46)
+
+    for place, name in ((data.Split, "to"), (training, "build")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            for command in (
+                ["ffrepro", "evaluate", "digits"],
+                ["python", "-m", "pipelines.evaluate", "digits", "0"],
+                ["python", "-m", "pipelines.precision", "digits", "0"],
+            ):
+                done = project.call(*command)
+                assert done.returncode == 5, done.stderr
+                assert done.stderr.startswith("ffrepro: digits-0: the GPU failed (CUDA error: CUDA-capable"), done
 
 
 def test_another_error_of_pytorch_stays_itself():

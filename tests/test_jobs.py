@@ -307,9 +307,15 @@ def test_every_gpu_gets_one_run_at_a_time(params, monkeypatch, capsys):
     settings = {"FFREPRO_DEVICE": "auto"}
     expected = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert jobs._places(params, [], 4, settings) == expected
-    assert capsys.readouterr().err == "2 GPUs are here: as many runs at once, one a GPU, not 4\n"
+    assert capsys.readouterr().err == "GPUs here: 2; as many runs at once, one a GPU, not 4\n"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert jobs._places(params, [], 1, settings) == [{"CUDA_VISIBLE_DEVICES": "5"}]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # CUDA stops at a name that is of no GPU
+    for given in ("3,-1", "0,", "3,99"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert jobs._places(params, [], 2, settings) == [{"CUDA_VISIBLE_DEVICES": given[0]}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")  # of which CUDA counts one
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(params, [], 2, settings)] == ["MIG-a", "MIG-b"]
 
 
 def test_what_cannot_be_submitted_is_a_line(project):

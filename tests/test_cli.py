@@ -239,7 +239,7 @@ def test_a_terminal_without_the_sign_gets_another(root):
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-m", "ffrepro", "list"], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "69.20 ? 2.10 (n = 3)" in done.stdout
+    assert "67.91 ? 3.10 (n = 4)" in done.stdout
 
 
 def test_an_argument_that_is_not_utf8_can_be_told_of(tmp_path):

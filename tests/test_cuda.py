@@ -12,6 +12,7 @@ from ffrepro import (
     audit,
     augment,
     checkpoint,
+    config,
     determinism,
     devices,
     doctor,
@@ -55,9 +56,9 @@ def small(row):
     return changed
 
 
-def images(n):
+def images(n, shape=(3, 32, 32)):
     draws = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (n, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (n, *shape), generator=draws, dtype=torch.uint8)
     return Split(pixels, torch.randint(0, 10, (n,), generator=draws))
 
 
@@ -179,6 +180,15 @@ def test_the_large_network_repeats_bit_for_bit(small, precision):
         trained.epoch(0, 0)
         states.append(state(trained))
     assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-quick", "hinton-narrow", "mnist", "ablation-digits-backprop"])
+def test_rows_of_other_kinds_and_shapes_repeat_bit_for_bit(params, name):
+    """Rows for a CPU, too, train on a GPU where there is one."""
+    chosen = config.changed(params.experiments[name], {"training.epochs": 2, "training.batch": 16})
+    split = images(16 * 5, chosen.shape).to(CUDA)
+    chains = [training.train(chosen, 0, split).chain for _ in range(2)]
+    assert chains[0] == chains[1]
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(small, tmp_path):

@@ -108,9 +108,8 @@ class Note:
 def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, settings: dict[str, str]) -> list[Run]:
     """Submit what is neither done nor submitted already, an array for the runs that need a GPU and one for the others.
 
-    settings: their FFREPRO_DEVICE, unless it is auto, says of all of them which they are.
-
-    Returns what was submitted. Raises UserError, MachineError where there is no Slurm or no submitit.
+    settings: their FFREPRO_DEVICE, unless it is auto, says which all of them are. Returns what was submitted. Raises
+    UserError, MachineError where there is no Slurm or no submitit.
     """
     try:
         import submitit
@@ -136,10 +135,9 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
                 raise UserError(
                     f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there"
                 )
-        ids = []
-        asked = settings["FFREPRO_DEVICE"]
+        ids, asked = [], settings["FFREPRO_DEVICE"]
+        needs = {run: config.experiment(params, run.name).requires if asked == "auto" else asked for run in fresh}
         for kind in ("cuda", "cpu"):
-            needs = {run: config.experiment(params, run.name).requires if asked == "auto" else asked for run in fresh}
             chosen = [run for run in fresh if needs[run] == kind]
             if not chosen:
                 continue

@@ -100,12 +100,13 @@ def test_the_report_of_a_machine_without_cuda(project):
     assert lines[-1].startswith("The same row and seed give the same weights, bit for bit, wherever all of this is the")
 
 
-def test_another_workspace_of_cublas_shows_and_the_rest_is_told(project):
-    project.shrink()
-    done = project.run("ffrepro", "doctor", CUBLAS_WORKSPACE_CONFIG=":16:8")
-    assert (done.returncode, done.stderr) == (5, "")
-    assert "NO cuBLAS workspace: :16:8, must be :4096:8, by CUBLAS_WORKSPACE_CONFIG; unset it\n" in done.stdout
-    assert "ok 4 steps, twice: weights" in done.stdout
+def test_another_workspace_of_cublas_shows_and_the_rest_is_told(params, project, monkeypatch, capsys):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    no_rows = params.model_copy(update={"experiments": {}})
+    assert not doctor.report(no_rows, layout.Layout(project.root), CPU)
+    said = capsys.readouterr().out
+    assert "NO cuBLAS workspace: :16:8, must be :4096:8, by CUBLAS_WORKSPACE_CONFIG; unset it\n" in said
+    assert "ok 4 steps, twice: weights" in said
 
 
 def test_a_gpu_that_is_not_used_is_not_missing(monkeypatch):

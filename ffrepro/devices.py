@@ -125,10 +125,10 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
         why = str(error.args[0]).splitlines()[0]
         again = "the same command goes on from the last checkpoint" if row else "run again"
         if "no kernel image" in why:
-            oldest = min(torch.cuda.get_arch_list(), key=_capability, default="")
+            known = sorted({_capability(name) for name in torch.cuda.get_arch_list()} or {0})
             raise MachineError(
-                f"{run}: this GPU is too old for PyTorch ({why}); use --device cpu (FFREPRO_DEVICE=cpu), or one of "
-                f"compute capability {_capability(oldest) / 10:.1f} or newer"
+                f"{run}: PyTorch has no code for this GPU ({why}), only for compute capability {known[0] / 10:.1f} to "
+                f"{known[-1] / 10:.1f}; use --device cpu (FFREPRO_DEVICE=cpu), or another GPU"
             ) from None
         raise MachineError(f"{run}: the GPU failed ({why}); once the GPU answers again, {again}") from None
     except RuntimeError as error:

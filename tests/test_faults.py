@@ -135,10 +135,12 @@ def test_a_gpu_that_vanishes_is_one_line(row, row_given):
         raise torch.AcceleratorError("CUDA error: unspecified\nCUDA kernel errors might be reported later", 719)
 
 
-def test_a_gpu_that_is_too_old_is_told_what_to_do(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_120", "compute_120"])
+def test_a_gpu_that_pytorch_has_no_code_for_is_told_what_to_do(monkeypatch):
+    """One that is too old for it, or too new."""
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_120", "sm_90a", "compute_120"])
     line = (
-        r"^digits-0: this GPU is too old for PyTorch \(CUDA error: no kernel .*\); use --device cpu .* 7\.5 or newer$"
+        r"^digits-0: PyTorch has no code for this GPU \(CUDA error: no kernel .*\), only for compute capability 7\.5 "
+        r"to 12\.0; use --device cpu \(FFREPRO_DEVICE=cpu\), or another GPU$"
     )
     with pytest.raises(MachineError, match=line), devices.faults("digits-0", torch.device("cuda")):
         raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore", 209)

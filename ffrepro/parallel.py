@@ -6,6 +6,7 @@ negative half of all shares), the loss is the mean over it, and the gradients ar
 then makes the same update of the same weights. What differs is the order in which numbers are added.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,21 @@ def _mean_of_gradients(adam: Optimizer, args: Any, kwargs: Any) -> None:
 
 class Checkpoint(checkpoint.Checkpoint):
     """All processes resume from the one file; the first writes it."""
+
+    def resume(self) -> tuple[list[dict[str, Any]], str]:
+        """As of one process. Raises UserError unless all go on from the same state in the same environment."""
+        history, line = super().resume()
+        mine = [json.loads(self.key["environment"]), self.chain[-1]["link"] if self.chain else self.first]
+        each: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(each, mine)
+        if kinds := {name for its, _ in each for name, value in its.items() if each[0][0].get(name) != value}:
+            raise UserError(
+                f"torchrun: processes with another {', '.join(sorted(kinds))} than the first; allowed: all alike "
+                "(CUDA_VISIBLE_DEVICES chooses GPUs)"
+            )
+        if any(link != each[0][1] for _, link in each):
+            raise UserError("torchrun: not every process could read the checkpoint as the first did; run again")
+        return history, line
 
     def _write(self, state: dict[str, Any]) -> None:
         path = self.path

@@ -143,6 +143,39 @@ def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_proce
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
+APART = """
+import os, sys
+from ffrepro import checkpoint, errors
+from pipelines import parallel
+
+def unreadable(*_):
+    raise errors.UserError("digits-0.pt: not a whole checkpoint")
+
+if os.environ["LOCAL_RANK"] == "1":
+    {of_the_second}
+sys.exit(errors.run(parallel.main, "digits", "0"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("of_the_second", "line"),
+    [
+        ("os.environ['FFREPRO_THREADS'] = '2'", "processes with another threads than the first; allowed: all alike"),
+        ("checkpoint.read = unreadable", "not every process could read the checkpoint as the first did; run again"),
+    ],
+)
+def test_processes_that_would_go_on_from_other_states_are_refused(project, of_the_second, line):
+    """Their gradients would be of other networks, and fit one another in shape all the same."""
+    row = ["-m", "pipelines.parallel", "digits", "0"]
+    assert by(project, 2, *row).returncode == 0
+    before = (project.root / "checkpoints" / "digits-0.pt").read_bytes()
+    (project.root / "apart.py").write_text(APART.format(of_the_second=of_the_second))
+    done = by(project, 2, "apart.py")
+    assert done.returncode != 0
+    assert done.stderr.count(f"ffrepro: torchrun: {line}") == 2
+    assert (project.root / "checkpoints" / "digits-0.pt").read_bytes() == before
+
+
 def project_env(project):
     return {**os.environ, "PYTHONPATH": str(project.root), "FFREPRO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 

@@ -212,7 +212,12 @@ def child(case: dict[str, Any], at_once: int = 1) -> dict[str, float]:
     """Measure a case in a process of its own; `at_once` of them side by side, their images per second added up."""
     command = [sys.executable, "-m", "ffrepro.bench", json.dumps(case)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
-    results = [(process.communicate()[0], process.returncode) for process in processes]
+    try:
+        results = [(process.communicate()[0], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # which are still there where this one is being ended
+            process.wait()
     if code := max((code for _, code in results), key=abs):
         kind = MachineError if code == MachineError.exit_code else UserError
         raise kind(f"bench: {case['what']} ended with exit code {code}; see above")
@@ -229,7 +234,8 @@ def variants(row: Experiment) -> Iterable[tuple[str, str, Experiment]]:
     for factor in (4, 2, 1):
         text = " ".join(f"{max(1, out // factor)}{'P' if pool else ''}" for out, pool in blocks)
         yield "width", f"1/{factor}" if factor > 1 else "1", changed(row, {"network.blocks": text})
-    for count in sorted({max(2, len(blocks) // 3), max(2, 2 * len(blocks) // 3), len(blocks)}):
+    fewest = min(2, len(blocks))
+    for count in sorted({max(fewest, len(blocks) // 3), max(fewest, 2 * len(blocks) // 3), len(blocks)}):
         yield "blocks", str(count), changed(row, {"network.blocks": " ".join(row.network.blocks.split()[:count])})
 
 

@@ -104,7 +104,7 @@ def reproduce(
     """
     import json
 
-    from ffrepro import config, jobs, layout, pipeline, record, report, targets, verdict
+    from ffrepro import config, jobs, layout, pipeline, record, report, tables, targets, verdict
 
     project = layout.find()
     params = config.load(project.params)
@@ -126,9 +126,9 @@ def reproduce(
     if as_json:
         print(json.dumps(results if whole else results[0]))
     else:
-        print(report.of_table(project, name) if whole else report.sentence(results[0]))
+        print(tables.of_table(project, name) if whole else report.sentence(results[0]))
     try:
-        report.write_tables(project)
+        tables.write_all(project)
     except errors.UserError as error:  # by another row's file: this one's verdict stands
         print(f"ffrepro: {error}; until then no tables are written", file=sys.stderr)
     codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
@@ -358,10 +358,10 @@ def export(
 @app.command("report")
 def report_tables() -> None:
     """Write tables, figures and the page report/index.html from what is there; the rest says "not run"."""
-    from ffrepro import layout, page, report
+    from ffrepro import layout, page, tables
 
     project = layout.find()
-    print(report.write_tables(project), end="")
+    print(tables.write_all(project), end="")
     print(f"page: {page.write(project).relative_to(project.root)}")
 
 

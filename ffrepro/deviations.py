@@ -13,6 +13,8 @@ from ffrepro.config import Experiment, Name, Section, checked, impossible, read_
 SECTIONS = ("data", "augmentation", "network", "training", "evaluation")
 """The sections of a row that decide its numbers: each of their fields is in deviations.yaml."""
 
+WORDS = ("theirs", "here", "why")  # what is told of a departure
+
 VALUE = "a value that the field may have in params.yaml"
 Place = Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$")]
 Words = Annotated[str, Field(min_length=1, max_length=300)]
@@ -39,7 +41,7 @@ class Departure(Section):
 
     @property
     def words(self) -> tuple[str, str, str]:
-        """(theirs, here, why)."""
+        """As `WORDS` names them."""
         return self.theirs, self.here, self.why
 
 
@@ -101,6 +103,17 @@ def check(deviations: Deviations, targets: Collection[str]) -> None:
     """Refuse in `targets` what is no row with a published value. targets: those of paper.yaml."""
     for name in deviations.targets:
         errors.known(f"deviations.yaml: targets.{name}: no such target in paper.yaml", name, targets)
+
+
+Lines = list[tuple[str, ...]]
+
+
+def overall(deviations: Deviations, rows: Collection[str]) -> tuple[Lines, Lines]:
+    """What departs in every row, and what in those of `rows` whose published value the authors' code did not make: what
+    or which row, then its `WORDS`."""
+    always: Lines = [(name.replace("-", " "), *entry.words) for name, entry in deviations.always.items()]
+    targets: Lines = [(name, *entry.words) for name, entry in deviations.targets.items() if name in rows]
+    return always, targets
 
 
 def of(row: Experiment, deviations: Deviations) -> Iterator[tuple[str, str, str, str]]:

@@ -70,7 +70,7 @@ def write(project: Layout) -> list[Figure]:
     out, or its line in a table's; a row whose runs are not whole, or not of its parameters, has none."""
     import matplotlib
 
-    folder, figures = project.page.parent / "figures", []
+    folder, figures = project.figures, []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever a matplotlibrc of the user's says
         matplotlib.rcParams.update(STYLE)

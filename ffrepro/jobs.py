@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from ffrepro import config, pipeline, record
-from ffrepro.config import Params
+from ffrepro import config, pipeline, record, squeue
+from ffrepro.config import Experiment, Params
 from ffrepro.errors import MachineError, UserError
 from ffrepro.layout import Layout
 from ffrepro.progress import say
 
 TAIL = 4096  # bytes of a log's end that are looked at
 WAIT = 0.1  # seconds between two looks at what runs here
+FILES = ("weights.safetensors", "record.json", "history.csv", "goodness.safetensors", "metrics.json")  # of a whole run
 
 
 class Run(NamedTuple):
@@ -73,32 +74,46 @@ def _check(project: Layout, params: Params, runs: Iterable[Run]) -> dict[str, co
 def lacking(project: Layout, params: Params, run: Run) -> str:
     """What a run lacks to be the declared one of its row, seed, data and this code, whole; "" where nothing."""
     folder, row = project.run(*run), config.experiment(params, run.name)
-    files = ("weights.safetensors", "record.json", "history.csv", "goodness.safetensors", "metrics.json")
-    if missing := [file for file in files if not (folder / file).exists()]:
-        return f"no {missing[0]}"
+    if missing := _missing(folder):
+        return missing
     try:
         facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
         weights, goodness = (
             record.tensors_hash(record.read_tensors(folder / f"{name}.safetensors")) for name in ("weights", "goodness")
         )
         train, test = _data_hashes(project.data(row.data.name), row.data.held_out)
-        checks = {
-            "seed": (facts["seed"], run.seed),
-            "parameters": (facts["parameters"], record.text_hash(config.training_parameters(row))),
-            "code": (facts["code"], record.code_hash()),
+        evaluated = _evaluation_code()
+        checks = _declared(row, run, facts, metrics) | {
             "data": (facts["data"], train),
             "history": (facts["history"], record.file_hash(folder / "history.csv")),
             "weights": (facts["weights"], weights),
             "goodness": (metrics["goodness_table"], goodness),
             "test data": (metrics["test_data"], test),
-            "evaluation": (metrics["link"], facts["chain"][-1]["link"]),
-            "vote": (metrics["vote"], row.evaluation.vote),
-            "evaluation's code": (metrics.get("code", evaluated := _evaluation_code()), evaluated),
+            "evaluation's code": (metrics.get("code", evaluated), evaluated),
         }
     except UserError as error:
         return str(error)
     except (AttributeError, KeyError, IndexError, TypeError):
         return "record.json or metrics.json is not what a stage writes"
+    return _differing(checks)
+
+
+def _missing(folder: Path) -> str:
+    return next((f"no {file}" for file in FILES if not (folder / file).exists()), "")
+
+
+def _declared(row: Experiment, run: Run, facts: dict[str, Any], metrics: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a run's two JSON files tell of it, and what it must be, to be the declared one of its row and seed."""
+    return {
+        "seed": (facts["seed"], run.seed),
+        "parameters": (facts["parameters"], record.text_hash(config.training_parameters(row))),
+        "code": (facts["code"], record.code_hash()),
+        "evaluation": (metrics["link"], facts["chain"][-1]["link"]),
+        "vote": (metrics["vote"], row.evaluation.vote),
+    }
+
+
+def _differing(checks: dict[str, tuple[Any, Any]]) -> str:
     other = [what for what, (has, wants) in checks.items() if has != wants]
     return f"of other {', '.join(other)}" if other else ""
 
@@ -150,12 +165,10 @@ def tail(path: Path) -> str:
 
 def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[State]:
     """The state of each run, by what was written down, its files, its log, and Slurm's queue."""
-    from ffrepro import slurm
-
     known = submitted(project)
-    queue = slurm.queue() if any(its["job"] for its in known.values()) else {}
+    queue = squeue.queue() if any(its["job"] for its in known.values()) else {}
     for run in runs:
-        its, said = known.get(run), tail(project.log(*run)).removeprefix(f"{run}: ").removeprefix("ffrepro: ")
+        its, said = known.get(run), _said(project, run)
         there = project.run(*run)
         lacks = _glance(project, params, run) if (there / "metrics.json").exists() else "nothing there"
         if its and its["job"] in queue:
@@ -168,24 +181,30 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
         elif its["process"] and _lives(*its["process"]):
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
-            errors = tail(slurm.errors(project, its["job"])) if its["job"] else ""
-            yield State(run, "failed", said or errors or "ended before it began")
+            errors = tail(squeue.errors(project, its["job"])) if its["job"] else ""
+            yield State(run, "failed", _why(project, run, lacks) or errors or "ended before it began")
 
 
 def _glance(project: Layout, params: Params, run: Run) -> str:
-    """`lacking`'s cheap part, for many runs: by seals, parameters and code alone."""
+    """`lacking`'s cheap part, for many runs: by what its two JSON files tell, and which files are there."""
     try:
         folder, row = project.run(*run), config.experiment(params, run.name)
         facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
         format(metrics["accuracy"], ".2f")
-        checks = {
-            "parameters": facts["parameters"] == record.text_hash(config.training_parameters(row)),
-            "code": facts["code"] == record.code_hash(),
-        }
-    except (UserError, KeyError, TypeError, ValueError):
+        return _differing(_declared(row, run, facts, metrics)) or _missing(folder)
+    except (UserError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return "damaged"
-    other = [what for what, same in checks.items() if not same]
-    return f"of other {', '.join(other)}" if other else ""
+
+
+def _said(project: Layout, run: Run) -> str:
+    """What its job said last."""
+    return tail(project.log(*run)).removeprefix(f"{run}: ").removeprefix("ffrepro: ")
+
+
+def _why(project: Layout, run: Run, lacks: str) -> str:
+    """Why a run that has ended is not done: what it lacks where it came to its end, else what its job said last."""
+    ended_well = (project.run(*run) / "metrics.json").exists() and tail(project.log(*run)).startswith(f"{run}: ")
+    return lacks if ended_well else _said(project, run)
 
 
 def _lives(process: int, since: float) -> bool:
@@ -234,7 +253,7 @@ def taken_over(project: Layout, params: Params, rows: list[str], settings: dict[
 def _stages(project: Layout) -> dict[str, str]:
     """Each stage's entry in dvc.lock, as text, of which a few are read. The caller is `pipeline.alone`, by which it is
     whole."""
-    begin, *entries = pipeline.lock_entries(project.root / "dvc.lock")
+    begin, *entries = pipeline.lock_entries(project.dvc_lock)
     return {entry.partition(":\n")[0].strip(): begin + entry for entry in entries}
 
 
@@ -320,7 +339,7 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
     return [
         State(run, elsewhere[run], "")
         if run in elsewhere
-        else State(run, "failed", tail(project.log(*run)).removeprefix("ffrepro: "))
+        else State(run, "failed", _why(project, run, lacks))
         if lacks
         else State(run, "done", "")
         for run, lacks in ended.items()

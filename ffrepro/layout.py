@@ -1,4 +1,4 @@
-"""Where the files of a project lie. The only place that knows."""
+"""Where the files and folders of a project lie. How the files of a run's folder are called, its stages say."""
 
 import os
 from dataclasses import dataclass
@@ -75,11 +75,20 @@ class Layout:
         """What was submitted, and what the jobs said."""
         return self.root / "jobs"
 
+    @property
+    def slurm(self) -> Path:
+        """What submitit keeps, a folder an array."""
+        return self.jobs / "slurm"
+
     def job(self, name: str, seed: int) -> Path:
         return self.jobs / f"{name}-{seed}.json"
 
     def log(self, name: str, seed: int) -> Path:
         return self.jobs / f"{name}-{seed}.log"
+
+    @property
+    def dvc_lock(self) -> Path:
+        return self.root / "dvc.lock"
 
     def summary(self, name: str) -> Path:
         return self.root / "report" / "rows" / f"{name}.json"
@@ -100,10 +109,17 @@ class Layout:
     def page(self) -> Path:
         return self.root / "report" / "index.html"
 
+    @property
+    def figures(self) -> Path:
+        return self.root / "report" / "figures"
+
 
 def find() -> Layout:
     """The project that the current folder lies in. Raises UserError where there is none."""
-    start = Path.cwd().resolve()
+    try:
+        start = Path.cwd().resolve()
+    except FileNotFoundError:
+        raise UserError("the current folder is not there any more; go to your clone") from None
     for folder in (start, *start.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return Layout(folder)

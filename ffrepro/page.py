@@ -126,7 +126,7 @@ def _headline(project: Layout, rows: list[dict[str, str]]) -> str:
     result = results.verdict_on(project, HEADLINE, row, ours, target)
     text = [f"Its target: {line['target (%)']}, in percent." if target else "It has no target."]
     if ours and result:
-        why = f"The rule: {result['rule']}. Here {result['why']}{report.p_text(result['p'])}."
+        why = report.with_p(f"The rule: {result['rule']}. Here {result['why']}", result["p"]) + "."
         text = [f"Measured: {percent(ours.accuracy)}, in {ours.folder}/{HEADLINE}.", *text, why]
     elif own:
         text = [f"Released: {report.measured_accuracy(own)}, on {own.device}.", *text]
@@ -265,8 +265,7 @@ def _plain(name: str, title: str, columns: Sequence[str], rows: Iterable[Iterabl
 def _deviations(project: Layout) -> str:
     """Those of every row; then each departing value once, with the rows that have it; then those from other code."""
     known, rows = deviations.read(project.deviations), config.load(project.params).experiments
-    always = [(name.replace("-", " "), *entry.words) for name, entry in known.always.items()]
-    targets = [(name, *entry.words) for name, entry in known.targets.items() if name in rows]
+    always, targets = deviations.overall(known, rows)
     by_value: dict[tuple[str, ...], list[str]] = {}
     for name, row in rows.items():
         for one in deviations.of(row, known):
@@ -278,11 +277,13 @@ def _deviations(project: Layout) -> str:
         for one, names in sorted(by_value.items(), key=lambda item: order[item[0][0]])
     )
     parts = [
-        _plain("always", "From the authors’ code, of all rows", ("what", *report.THEIRS), always),
+        _plain("always", "From the authors’ code, of all rows", ("what", *deviations.WORDS), always),
         _table("fields", "From the authors’ code, of single rows", (*columns, "in"), f"<tbody>\n{body}\n</tbody>"),
     ]
     if targets:
-        parts.append(_plain("targets", "From other code that made a published value", ("row", *report.THEIRS), targets))
+        parts.append(
+            _plain("targets", "From other code that made a published value", ("row", *deviations.WORDS), targets)
+        )
     return "\n".join(parts)
 
 
@@ -356,7 +357,7 @@ def _figures(project: Layout, figures: "Sequence[Figure]") -> str:
 def _figure(project: Layout, figure: "Figure") -> str:
     """A figure with its drawing inlined."""
     name = escape(figure.name)
-    drawing = inlined(project.page.parent / "figures" / f"{figure.name}.svg", figure.name, figure.words)
+    drawing = inlined(project.figures / f"{figure.name}.svg", figure.name, figure.words)
     return (
         f'<figure role="group" id="figure-{name}" aria-labelledby="title-{name}">\n{drawing}\n'
         f'<figcaption><strong id="title-{name}">{escape(figure.title)}</strong> {escape(figure.words)}</figcaption>\n'

@@ -70,7 +70,7 @@ def alone(project: Layout) -> Iterator[int]:
     """The project for this command only: beside another one, DVC would fail all stages of both."""
     with lock.alone(project.lock(), f"`{' '.join(['ffrepro', *sys.argv[1:]])}`") as held:
         _forget_killed(project.root / ".dvc" / "tmp" / "rwlock")
-        _forget_cut_off(project.root / "dvc.lock")
+        _forget_cut_off(project.dvc_lock)
         yield held
 
 

@@ -66,45 +66,43 @@ def table(project: Layout) -> list[dict[str, str]]:
     for name, row in config.load(project.params).experiments.items():
         target, ours = target_of(targets, name, row), known.get(name)
         against, result = target.model_dump() if target else None, results.verdict_on(project, name, row, ours, target)
-        cells = {
+        told = cells(ours, result)
+        difference, not_worse = (result["difference"], result["not_worse"]) if result else (None, None)
+        line = {
             "experiment": name,
             "data set": row.data.name,
             "blocks": str(len(row.network.parsed())),
-            "accuracy (%)": NOT_RUN,
+            "accuracy (%)": told["accuracy"],
             "target (%)": f"{percent(against)} {against['kind']}" if against else "none",
-            "difference": "",
-            "verdict": NOT_RUN,
-            "not worse": "",
-            "device": "",
-            "seconds a seed": "",
-            "results": "",
+            "difference": "" if difference is None else f"{difference:+.2f}",
+            "verdict": told["verdict"],
+            "not worse": not_worse["words"].partition(":")[0] if not_worse else "",
+            "device": ours.device if ours else "",
+            "seconds a seed": told["seconds a seed"],
+            "results": told["results"],
         }
-        if ours and (result or ours.source != results.HERE):
-            cells |= {
-                "accuracy (%)": percent(ours.accuracy),
-                "verdict": word(ours, result),
-                "device": ours.device,
-                "seconds a seed": f"{ours.seconds:.0f}",
-                "results": ours.source,
-            }
-        if result:
-            cells |= {
-                "difference": "" if result["difference"] is None else f"{result['difference']:+.2f}",
-                "not worse": result["not_worse"]["words"].partition(":")[0] if result["not_worse"] else "",
-            }
-        rows.append(cells)
+        rows.append(line)
     return rows
 
 
-def word(ours: results.Result, result: dict[str, Any] | None) -> str:
-    """What stands under "verdict", with what `results.verdict_on` gives."""
-    if result:
-        return str(result["verdict"])
-    return {results.COMMITTED: REFERENCE, results.RELEASED: ours.gap}.get(ours.source, NOT_RUN)
+def cells(ours: results.Result | None, result: dict[str, Any] | None) -> dict[str, str]:
+    """What every table tells of a row's result: accuracy, verdict, seconds a seed, results.
+
+    result: of `results.verdict_on`.
+    """
+    if ours is None:
+        return {"accuracy": NOT_RUN, "verdict": NOT_RUN, "seconds a seed": "", "results": ""}
+    unjudged = {results.COMMITTED: REFERENCE, results.RELEASED: ours.gap}.get(ours.source, NOT_RUN)
+    return {
+        "accuracy": percent(ours.accuracy),
+        "verdict": result["verdict"] if result else unjudged,
+        "seconds a seed": f"{ours.seconds:.0f}",
+        "results": ours.source,
+    }
 
 
 def percent(value: dict[str, Any]) -> str:
-    """83.51 ± 0.78 (n = 5), as far as known; a published value with its source's decimals."""
+    """83.51 ± 0.78 (n = 5), as far as known; a published mean with its source's decimals."""
     text = f"{value['mean']:.{value.get('decimals', 2)}f}"
     if value["std"] is not None:
         text += f" ± {value['std']:.2f}"
@@ -121,31 +119,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def write_tables(project: Layout) -> str:
-    """Write report/table.md, .csv, report/tables/ and report/claims.md, .csv, .json; returns table.md: the rows, the
-    paper's tables, the claims, and where all this departs from what it reproduces, so that no table goes without it."""
-    from ffrepro import claims, tables  # SciPy, which `ffrepro list` need not wait for
-
-    rows, outcomes = table(project), claims.read(project)
-    printed = tables.write(project)
-    judged = [claim_cells(outcome) for outcome in outcomes]
-    claims_md = markdown(CLAIM_COLUMNS, [list(line.values()) for line in judged])
-    text = "\n".join(
-        [
-            markdown(COLUMNS, [list(row.values()) for row in rows]),
-            *(one.as_("md") for one in printed),
-            f"## The paper's claims\n\n{claims_md}",
-            deviations_md(project),
-        ]
-    )
-    record.write_text(as_csv(COLUMNS, rows), project.table("csv"))
-    record.write_text(text, project.table("md"))
-    record.write_text(as_csv(CLAIM_COLUMNS, judged), project.claims("csv"))
-    record.write_text(claims_md, project.claims("md"))
-    record.write_json(outcomes, project.claims("json"))
-    return text
 
 
 def as_csv(header: Sequence[str], rows: list[dict[str, str]]) -> str:
@@ -168,31 +141,10 @@ def claim_cells(outcome: dict[str, Any]) -> dict[str, str]:
         "in words": outcome["claim"],
         "pairs": f"each of {pairs}" if outcome["each"] else f"mean of {pairs}" if pairs > 1 else "1",
         "verdict": outcome["verdict"],
-        "p": p_text(p).removeprefix(", p ").removeprefix("= "),
+        "p": p_text(p).removeprefix("= "),
         "why": outcome["why"],
         "results": " and ".join(outcome["sources"]),
     }
-
-
-THEIRS = ("theirs", "here", "why")
-
-
-def deviations_md(project: Layout) -> str:
-    """What departs from the authors' code, of all rows and row by row, and from other code that made a published value:
-    Markdown tables."""
-    from ffrepro import deviations
-
-    known, rows = deviations.read(project.deviations), config.load(project.params).experiments
-    always = [[name.replace("-", " "), *entry.words] for name, entry in known.always.items()]
-    single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
-    targets = [[name, *entry.words] for name, entry in known.targets.items() if name in rows]
-    parts = [
-        f"## Deviations from the authors' code, of all rows\n\n{markdown(['what', *THEIRS], always)}",
-        f"## And row by row\n\n{markdown(['experiment', 'field', 'here', 'theirs', 'why'], single)}",
-    ]
-    if targets:
-        parts.append(f"## From other code that made a published value\n\n{markdown(['experiment', *THEIRS], targets)}")
-    return "\n".join(parts)
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -204,10 +156,10 @@ def sentence(result: dict[str, Any]) -> str:
         f"on {result['device']}, {result['seconds']:.0f} s of training",
         f"target:  {against}",
         f"rule:    {result['rule']}",
-        f"verdict: {result['verdict']}: {result['why']}{p_text(result['p'])}",
+        with_p(f"verdict: {result['verdict']}: {result['why']}", result["p"]),
     ]
     if reading := result["not_worse"]:
-        lines.append(f"one-sided reading: {reading['words']}{p_text(reading['p'])}")
+        lines.append(with_p(f"one-sided reading: {reading['words']}", reading["p"]))
     if result["bootstrap"]:
         low, high = result["bootstrap"]
         lines.append(f"bootstrap interval over seeds: [{low:+.2f}, {high:+.2f}] (too narrow for few seeds; no say)")
@@ -226,19 +178,15 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """, p = 0.0123, to 2 digits at least; nothing for None."""
+    """= 0.0123, or < 0.0001; nothing for None."""
     if p is None:
         return ""
-    return ", p < 0.0001" if p < 1e-4 else f", p = {p:.4f}"
+    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
 
 
-def of_table(project: Layout, name: str) -> str:
-    """A table of paper.yaml in Markdown, and what becomes of its claims."""
-    from ffrepro import claims, tables
-
-    (printed,) = (one for one in tables.read(project) if one.name == name)
-    judged = [list(claim_cells(one).values()) for one in claims.read(project) if one["table"] == name]
-    return "\n".join([printed.as_("md"), markdown(CLAIM_COLUMNS, judged)] if judged else [printed.as_("md")]).rstrip()
+def with_p(words: str, p: float | None) -> str:
+    """The words, and ", p = 0.0123" where there is one."""
+    return f"{words}, p {p_text(p)}" if p is not None else words
 
 
 def overview(project: Layout, table: str | None = None) -> str:

@@ -154,6 +154,13 @@ class Summary(Read):
         return self
 
 
+class Judgeable(Summary):
+    """And what a verdict takes of it."""
+
+    target: Target | None
+    test_images: int = Field(ge=1)
+
+
 class NotWorse(Read):
     words: Text
 
@@ -252,6 +259,13 @@ def judge(accuracy: dict[str, Any], row: Experiment, target: Target | None) -> d
 
     against, images = target.model_dump() if target else None, config.SHAPES[row.data.name][2]
     return verdict({"accuracy": accuracy, "target": against, "test_images": images}, row.verdict)
+
+
+def summary(row: Experiment, path: Path) -> dict[str, Any]:
+    """What the report stage wrote about the row, for the verdict. Raises UserError for another row's, and for less."""
+    if (found := _of(row, path, Judgeable)) is None:
+        raise UserError(f"{path}: not there, or of other parameters; run `dvc repro` again")
+    return found
 
 
 def judged(project: Layout, name: str, row: Experiment, target: Target | None) -> dict[str, Any] | None:

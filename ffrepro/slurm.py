@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}$")]
 EARLY = 60  # seconds by which Slurm may warn a job too early; one that has only just begun would not understand
-TIMEOUT = 60  # seconds for Slurm's own commands
 
 
 class Cluster(Section):
@@ -117,6 +116,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
         raise UserError("submit --slurm needs submitit, the extra `slurm`: `nox -s dev` installs it") from None
     if not shutil.which("sbatch"):
         raise MachineError("submit: there is no sbatch here; go to a login node of the cluster, or use --local N")
+    start = _start(project, cluster)
     with pipeline.alone(project):
         jobs.prepare(project, params, runs, settings)
         busy = {s.run: s.word for s in jobs.states(project, params, runs) if s.word in ("queued", "running")}
@@ -124,24 +124,13 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             say(f"{run}: {word} already, left alone")
         fresh = [run for run in runs if run not in busy and jobs.lacking(project, params, run)]
         jobs.note(project, params, [run for run in runs if run not in fresh and run not in busy])
-        folder = project.jobs / "slurm"
-        start = []
-        if cluster.container:
-            image, root = cluster.container, str(project.root)
-            if "://" not in image:
-                image = str(project.root / image)
-            start = ["apptainer", "exec", "--nv", "--bind", root, "--pwd", root, image]
-            if "://" not in image and not Path(image).exists():
-                raise UserError(
-                    f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there"
-                )
         ids, asked = [], settings["FFREPRO_DEVICE"]
         needs = {run: config.experiment(params, run.name).requires if asked == "auto" else asked for run in fresh}
         for kind in ("cuda", "cpu"):
             chosen = [run for run in fresh if needs[run] == kind]
             if not chosen:
                 continue
-            executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=cluster.timeouts)
+            executor = submitit.SlurmExecutor(project.slurm / "%j", max_num_timeout=cluster.timeouts)
             executor.update_parameters(
                 job_name="ffrepro",
                 cpus_per_task=cluster.cpus,
@@ -161,7 +150,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
                 jobs.write_down(project, run, job)
             ids.append(made[0].partition("_")[0])
         if ids:
-            executor = submitit.SlurmExecutor(folder / "%j")
+            executor = submitit.SlurmExecutor(project.slurm / "%j")
             executor.update_parameters(
                 job_name="ffrepro-note",
                 cpus_per_task=1,
@@ -170,6 +159,18 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             )
             submitted(executor, [Note(project.root, runs)])
     return fresh
+
+
+def _start(project: Layout, cluster: Cluster) -> list[str]:
+    """What a training's command begins with: the container's, if there is one. Raises UserError for a missing image."""
+    image, root = cluster.container, str(project.root)
+    if not image:
+        return []
+    if "://" not in image:
+        image = str(project.root / image)
+        if not Path(image).exists():
+            raise UserError(f"cluster.yaml: container: given {cluster.container!r}; allowed: an image that is there")
+    return ["apptainer", "exec", "--nv", "--bind", root, "--pwd", root, image]
 
 
 def _common(cluster: Cluster) -> dict[str, object]:
@@ -195,26 +196,3 @@ def submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | l
     except FailedJobError as error:
         said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()[-1:]
         raise UserError(f"Slurm refused the jobs: {config.plain(said[0])}; see cluster.yaml") from None
-
-
-def queue() -> dict[str, tuple[bool, str]]:
-    """This user's jobs that have not ended: id -> (whether it waits, for what). Raises MachineError without Slurm."""
-    try:
-        done = subprocess.run(
-            ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r"],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MachineError(f"squeue does not answer ({type(error).__name__}); go to a login node") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-        raise MachineError(f"squeue: {config.plain(said[-1])}")
-    rows = [line.split("|", 2) for line in done.stdout.splitlines()]
-    return {job: (state == "PENDING", reason) for job, state, reason in rows}
-
-
-def errors(project: Layout, job: str) -> Path:
-    """Where Slurm itself and submitit say what became of a job."""
-    return project.jobs / "slurm" / job.partition("_")[0] / f"{job}_0_log.err"

@@ -7,11 +7,9 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ffrepro import config, record, results, targets
-from ffrepro.deviations import shown
+from ffrepro import config, deviations, record, report, results, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
-from ffrepro.report import NOT_RUN, as_csv, markdown, measured_accuracy, percent, word
 
 COLUMNS = ("row", "column", "paper (%)", "ours (%)", "difference", "verdict", "seconds a seed", "results", "experiment")
 FORMATS = ("md", "tex", "csv", "json", "html")
@@ -27,14 +25,14 @@ class Printed(NamedTuple):
     def as_(self, ending: str) -> str:
         """The whole file, in one of FORMATS."""
         if ending == "csv":
-            return as_csv(COLUMNS, self.rows)
+            return report.as_csv(COLUMNS, self.rows)
         if ending == "json":
             return json.dumps({"table": self.name, "title": self.title, "rows": self.rows}, indent=2) + "\n"
         if ending == "tex":
             return latex(self)
         if ending == "html":
             return html_table(self)
-        return f"## {self.title}\n\n{markdown(COLUMNS, [list(row.values()) for row in self.rows])}"
+        return f"## {self.title}\n\n{report.markdown(COLUMNS, [list(row.values()) for row in self.rows])}"
 
 
 def read(project: Layout) -> list[Printed]:
@@ -61,17 +59,18 @@ def _line(
     result: dict[str, Any] | None,
 ) -> dict[str, str]:
     row, column = cell.split(".")
-    values = [row, column, percent(paper.model_dump()) if paper else "not obtained", NOT_RUN, "", NOT_RUN, "", "", ""]
-    line = dict(zip(COLUMNS, values, strict=True)) | {"experiment": experiment}
-    if ours:
-        line |= {
-            "ours (%)": percent(ours.accuracy),
-            "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if paper else "",
-            "verdict": word(ours, result),
-            "seconds a seed": f"{ours.seconds:.0f}",
-            "results": ours.source,
-        }
-    return line
+    told = report.cells(ours, result)
+    return {
+        "row": row,
+        "column": column,
+        "paper (%)": report.percent(paper.model_dump()) if paper else "not obtained",
+        "ours (%)": told["accuracy"],
+        "difference": f"{ours.accuracy['mean'] - paper.mean:+.2f}" if ours and paper else "",
+        "verdict": told["verdict"],
+        "seconds a seed": told["seconds a seed"],
+        "results": told["results"],
+        "experiment": experiment,
+    }
 
 
 _LATEX = {
@@ -162,6 +161,59 @@ def write(project: Layout) -> list[Printed]:
     return tables
 
 
+def write_all(project: Layout) -> str:
+    """Write report/table.md, .csv, report/tables/ and report/claims.md, .csv, .json; returns table.md: the rows, the
+    paper's tables, the claims, and where all this departs from what it reproduces, so that no table goes without it."""
+    from ffrepro import claims  # SciPy, which `ffrepro explain` need not wait for
+
+    rows, outcomes = report.table(project), claims.read(project)
+    printed = write(project)
+    judged = [report.claim_cells(outcome) for outcome in outcomes]
+    claims_md = report.markdown(report.CLAIM_COLUMNS, [list(line.values()) for line in judged])
+    text = "\n".join(
+        [
+            report.markdown(report.COLUMNS, [list(row.values()) for row in rows]),
+            *(one.as_("md") for one in printed),
+            f"## The paper's claims\n\n{claims_md}",
+            departures(project),
+        ]
+    )
+    record.write_text(report.as_csv(report.COLUMNS, rows), project.table("csv"))
+    record.write_text(text, project.table("md"))
+    record.write_text(report.as_csv(report.CLAIM_COLUMNS, judged), project.claims("csv"))
+    record.write_text(claims_md, project.claims("md"))
+    record.write_json(outcomes, project.claims("json"))
+    return text
+
+
+def of_table(project: Layout, name: str) -> str:
+    """A table of paper.yaml in Markdown, and what becomes of its claims."""
+    from ffrepro import claims
+
+    (printed,) = (one for one in read(project) if one.name == name)
+    parts = [printed.as_("md")]
+    if judged := [list(report.claim_cells(one).values()) for one in claims.read(project) if one["table"] == name]:
+        parts.append(report.markdown(report.CLAIM_COLUMNS, judged))
+    return "\n".join(parts).rstrip()
+
+
+def departures(project: Layout) -> str:
+    """What departs from the authors' code, of all rows and row by row, and from other code that made a published value:
+    Markdown tables."""
+    known, rows = deviations.read(project.deviations), config.load(project.params).experiments
+    always, targets = deviations.overall(known, rows)
+    single = [[name, *line] for name, row in rows.items() for line in deviations.of(row, known)]
+    header = ["experiment", "field", "here", "theirs", "why"]
+    parts = [
+        f"## Deviations from the authors' code, of all rows\n\n{report.markdown(['what', *deviations.WORDS], always)}",
+        f"## And row by row\n\n{report.markdown(header, single)}",
+    ]
+    if targets:
+        table = report.markdown(["experiment", *deviations.WORDS], targets)
+        parts.append(f"## From other code that made a published value\n\n{table}")
+    return "\n".join(parts)
+
+
 def explain(project: Layout, address: str) -> str:
     """Where a number comes from, `Origins.of`.
 
@@ -183,17 +235,17 @@ class Origins:
         row, result = self.rows[name], self.known.get(name)
         lines = [f"{address}: experiment {name}, {row.title}"]
         if target := targets.target_of(self.targets, name, row):
-            lines.append(f"target: {percent(target.model_dump())}, {target.kind}: {target.source}")
+            lines.append(f"target: {report.percent(target.model_dump())}, {target.kind}: {target.source}")
         if result is None:
-            return "\n".join([*lines, f"{NOT_RUN}: ffrepro reproduce {name}"])
-        folder, accuracy = result.folder, measured_accuracy(result)
+            return "\n".join([*lines, f"{report.NOT_RUN}: ffrepro reproduce {name}"])
+        folder, accuracy = result.folder, report.measured_accuracy(result)
         own = results.released(self.project, name, row)
         lines.append(f"ours: {accuracy}, {folder}/{name}, {result.seconds:.0f} s of training a seed, {result.device}")
         for seed, value in zip(result.seeds, result.accuracy["values"], strict=True):
             path = Layout(self.project.root, folder).run(name, seed) / "record.json"
             lines.append(f"seed {seed}: {value:.2f} %; {folder}/{name}/{seed}/record.json: {_facts(path)}")
         if own and result.source != results.RELEASED:
-            lines.append(f"released beside it: {measured_accuracy(own)}, results/{name}, {own.device}")
+            lines.append(f"released beside it: {report.measured_accuracy(own)}, results/{name}, {own.device}")
         committed = result.source != results.HERE
         lines.append(f"commit: {_commit(self.project, f'results/{name}') if committed else 'runs are not committed'}")
         return "\n".join([*lines, f"parameters: {_parameters(row)}"])
@@ -237,5 +289,7 @@ def _parameters(row: config.Experiment) -> str:
     """What the row trains with, one after the other, as params.yaml writes it."""
     content = json.loads(config.training_parameters(row))
     return ", ".join(
-        f"{section}.{key} {shown(value)}" for section, values in content.items() for key, value in values.items()
+        f"{section}.{key} {deviations.shown(value)}"
+        for section, values in content.items()
+        for key, value in values.items()
     )

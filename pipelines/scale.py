@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ffrepro import config, errors, jobs, layout, pipeline, record, report, slurm
+from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.progress import say
 from ffrepro.targets import read_targets, target_of
@@ -104,7 +105,7 @@ def submission(project: Layout, runs: list[jobs.Run]) -> float:
     """Seconds a run for an array of held jobs; they are cancelled."""
     import submitit
 
-    executor = submitit.SlurmExecutor(project.jobs / "slurm" / "%j")
+    executor = submitit.SlurmExecutor(project.slurm / "%j")
     executor.update_parameters(time=1, mem="1G", additional_parameters={"hold": True})
     made: list[str] = []
     trainings = [slurm.Training(project.root, run, [], {}) for run in runs]
@@ -138,6 +139,8 @@ def main(*arguments: str) -> None:
     parser.add_argument("--machine", default="machine class not given")
     parser.add_argument("--output", type=Path, help="FOLDER/NAME: write NAME.json and NAME.md there")
     given = parser.parse_args(arguments)
+    if min(given.runs) < 1:
+        raise UserError(f"scale: given {min(given.runs)} runs; allowed: 1 and more")
     rows = []
     for runs in given.runs:
         say(f"{runs} runs")
@@ -149,8 +152,9 @@ def main(*arguments: str) -> None:
     text = f"`{asked}` on {given.machine}\n\n{report.markdown(list(COLUMNS), shown)}"
     print(text, end="")
     if given.output:
-        record.write_text(text, given.output.with_suffix(".md"))
-        record.write_json({"command": asked, "machine": given.machine, "rows": rows}, given.output.with_suffix(".json"))
+        content = {"command": asked, "machine": given.machine, "rows": rows}
+        record.write_text(text, given.output.with_name(f"{given.output.name}.md"))
+        record.write_json(content, given.output.with_name(f"{given.output.name}.json"))
 
 
 if __name__ == "__main__":

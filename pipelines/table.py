@@ -1,13 +1,12 @@
-"""Summaries, verdicts, paper.yaml and deviations.yaml -> report/table.md, .csv and report/claims.md, .csv, .json."""
+"""Summaries, verdicts, paper.yaml and deviations.yaml -> report/table.md, .csv, tables/, and claims.md, .csv, .json."""
 
 import sys
 
-from ffrepro import errors, layout
-from ffrepro.report import write_tables
+from ffrepro import errors, layout, tables
 
 
 def main() -> None:
-    write_tables(layout.find())
+    tables.write_all(layout.find())
 
 
 if __name__ == "__main__":

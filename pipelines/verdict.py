@@ -2,14 +2,14 @@
 
 import sys
 
-from ffrepro import config, errors, layout, record
+from ffrepro import config, errors, layout, record, results
 from ffrepro.verdict import verdict
 
 
 def main(name: str) -> None:
     project = layout.find()
     row = config.read_experiment(project.experiment(name))
-    record.write_json(verdict(record.read_json(project.summary(name)), row.verdict), project.verdict(name))
+    record.write_json(verdict(results.summary(row, project.summary(name)), row.verdict), project.verdict(name))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_ind, ttest_rel
 
-from ffrepro import claims, config, record, report, targets
+from ffrepro import claims, config, record, tables, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.targets import Claim, spread
@@ -177,7 +177,7 @@ def test_a_result_from_before_an_edit_is_none(small, old, new):
 
 
 def test_claims_are_written_with_the_same_cells_and_stand_under_the_table(small):
-    printed = report.write_tables(small)
+    printed = tables.write_all(small)
     written = small.claims("md").read_text()
     assert f"## The paper's claims\n\n{written}\n" in printed
     assert printed.index("| experiment | data set |") < printed.index(written)

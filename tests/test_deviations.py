@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ffrepro import config, deviations, report
+from ffrepro import config, deviations, tables
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.targets import read_paper
@@ -134,7 +134,7 @@ def test_values_are_written_as_in_params_yaml(value, text):
 def test_they_stand_under_the_table(root, tmp_path):
     for name in ("params.yaml", "paper.yaml", "deviations.yaml"):
         shutil.copy(root / name, tmp_path)
-    printed = report.write_tables(Layout(tmp_path))
+    printed = tables.write_all(Layout(tmp_path))
     _, of_all, by_row, of_targets = re.split(
         r"^## (?:Deviations|And row|From other).*\n\n", printed, flags=re.MULTILINE
     )

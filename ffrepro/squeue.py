@@ -1,0 +1,33 @@
+"""What Slurm says of the jobs that it was given."""
+
+import subprocess
+from pathlib import Path
+
+from ffrepro import config
+from ffrepro.errors import MachineError
+from ffrepro.layout import Layout
+
+TIMEOUT = 60  # seconds for Slurm's own commands
+
+
+def queue() -> dict[str, tuple[bool, str]]:
+    """This user's jobs that have not ended: id -> (whether it waits, for what). Raises MachineError without Slurm."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MachineError(f"squeue does not answer ({type(error).__name__}); go to a login node") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise MachineError(f"squeue: {config.plain(said[-1])}")
+    rows = [line.split("|", 2) for line in done.stdout.splitlines()]
+    return {job: (state == "PENDING", reason) for job, state, reason in rows}
+
+
+def errors(project: Layout, job: str) -> Path:
+    """Where Slurm itself and submitit say what became of a job."""
+    return project.slurm / job.partition("_")[0] / f"{job}_0_log.err"

@@ -23,6 +23,7 @@ from ffrepro.errors import UserError
 from ffrepro.progress import tell
 from ffrepro.proof import Run
 from ffrepro.step import optimizers
+from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, worst
 
 TOLERANCE = 0.5
 """Largest distance between two machines' results of one epoch from the same state, in any one tensor, as a share of how
@@ -181,12 +182,12 @@ def report(run: Run, params: Params, data: Split, states: Path, k: int, seed: in
     drawn = draw(n, k, seed)
     print(f"{name}: drawn of {n} epochs: {', '.join(map(str, drawn))} (--draw {seed})")
     if not declared.holds:
-        print(f"-- {declared.what}: {declared.found}")
-    code = 0
+        tell(f"{declared.what}: {declared.found}", None)
+    codes = {0}
     for epoch, found, holds in audit(run, data, states, drawn, device):
         tell(f"epoch {epoch}: {found}", holds)
-        code = 3 if holds is False else max(code, 4) if holds is None and code != 3 else code
-    shares = [(share, detection(n, max(1, round(n * share)), k)) for share in (0.01, 0.1, 0.5)]
-    chances = ", ".join(f"{100 * chance:.0f} % if {max(1, round(n * share))} of {n}" for share, chance in shares)
+        codes.add({True: 0, False: EXIT_CODES[NOT_REPRODUCED], None: EXIT_CODES[INCONCLUSIVE]}[holds])
+    some = dict.fromkeys(max(1, round(n * share)) for share in (0.01, 0.1, 0.5))
+    chances = ", ".join(f"{100 * detection(n, altered, k):.0f} % if {altered} of {n}" for altered in some)
     print(f"a draw of {k} hits an altered epoch with a probability of {chances} were altered")
-    return code
+    return worst(codes)

@@ -1,4 +1,6 @@
-"""Typer commands, no logic. Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
+"""Typer commands: their arguments, what they print, their exit codes.
+
+Starts in a fraction of a second: torch, DVC and Pydantic are imported where used."""
 
 import io
 import os
@@ -131,8 +133,7 @@ def reproduce(
         tables.write_all(project)
     except errors.UserError as error:  # by another row's file: this one's verdict stands
         print(f"ffrepro: {error}; until then no tables are written", file=sys.stderr)
-    codes = {verdict.EXIT_CODES[result["verdict"]] for result in results}
-    raise typer.Exit(next(code for code in (3, 4, 0) if code in codes))
+    raise typer.Exit(verdict.worst({verdict.EXIT_CODES[result["verdict"]] for result in results}))
 
 
 @app.command()
@@ -238,7 +239,7 @@ def fetch(
     from ffrepro.progress import DownloadProgress, say
 
     project = layout.find()
-    errors.known(f"no data set {name!r}", name, data.DATASETS)
+    errors.require_known(f"no data set {name!r}", name, data.DATASETS)
     with DownloadProgress() as progress:
         sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     files = len(data.DATASETS[name].contents)
@@ -455,7 +456,7 @@ def check() -> None:
     published = targets.read_paper(project.paper)
     targets.read_tables(project.paper, params.experiments)
     for name in published:
-        errors.known(f"paper.yaml: targets.{name}: no such row in params.yaml", name, params.experiments)
+        errors.require_known(f"paper.yaml: targets.{name}: no such row in params.yaml", name, params.experiments)
     claims.check(targets.read_claims(project.paper), params.experiments)
     deviations.check(deviations.read(project.deviations), published)
     seeds = sum(len(row.seeds) for row in params.experiments.values())

@@ -564,7 +564,7 @@ def _in_words(schema: dict[str, Any]) -> str:
 
 def experiment(params: Params, name: str) -> Experiment:
     """The row of that name. Raises UserError that lists the rows there are."""
-    errors.known(f"no experiment {name!r} in params.yaml", name, params.experiments)
+    errors.require_known(f"no experiment {name!r} in params.yaml", name, params.experiments)
     return params.experiments[name]
 
 

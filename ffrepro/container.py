@@ -48,10 +48,8 @@ def lay(image: Path, out: Path) -> list[str]:
             record.write_bytes((image / name).read_bytes(), out / name)
     for name in found.keys() - wanted.keys() - kept:
         (out / name).unlink()
-    return [
-        f"{name}: {'yours, not the image' if name in kept else 'put back, since code is the image'}'s"
-        for name in sorted(changed)
-    ]
+    yours, ours = "yours, not the image's", "put back, since code is the image's"
+    return [f"{name}: {yours if name in kept else ours}" for name in sorted(changed)]
 
 
 def alone(out: Path) -> int | None:

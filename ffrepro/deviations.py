@@ -102,7 +102,7 @@ def read(path: Path) -> Deviations:
 def check(deviations: Deviations, targets: Collection[str]) -> None:
     """Refuse in `targets` what is no row with a published value. targets: those of paper.yaml."""
     for name in deviations.targets:
-        errors.known(f"deviations.yaml: targets.{name}: no such target in paper.yaml", name, targets)
+        errors.require_known(f"deviations.yaml: targets.{name}: no such target in paper.yaml", name, targets)
 
 
 Lines = list[tuple[str, ...]]

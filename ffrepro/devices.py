@@ -116,11 +116,11 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
     run: its name. With its row, for a training, the line names the largest half, quarter, ... of the batch that fits
     here, found by trying.
     """
-    full = False
+    full = None
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        full = _let_go(error)
+        full = error.__traceback__
     except torch.AcceleratorError as error:
         why = str(error.args[0]).splitlines()[0]
         again = "the same command goes on from the last checkpoint" if row else "run again"
@@ -134,9 +134,11 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
             raise
-        full = _let_go(error)
+        full = error.__traceback__
     if full:
         where = f"{run}: out of memory on {device.type}"
+        traceback.clear_frames(full)  # they hold the tensors of the step that failed, also here, after the handler
+        del full
         gc.collect()
         if not row:
             raise MachineError(f"{where}; free some and run again")
@@ -150,12 +152,6 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
 def _capability(architecture: str) -> int:
     """Ten times the compute capability of PyTorch's name for it, sm_75 say."""
     return int("".join(filter(str.isdecimal, architecture)) or 0)
-
-
-def _let_go(error: BaseException) -> bool:
-    """Free the tensors of the step that failed, which the error's frames hold as long as a `with` statement does it."""
-    traceback.clear_frames(error.__traceback__)
-    return True
 
 
 def fitting_batch(row: Experiment, device: torch.device) -> int | None:

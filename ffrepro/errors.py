@@ -53,7 +53,7 @@ def stoppable() -> Iterator[None]:
 MOST_NAMES = 16  # that a message lists
 
 
-def known(otherwise: str, name: str, there_are: Iterable[str]) -> None:
+def require_known(otherwise: str, name: str, there_are: Iterable[str]) -> None:
     """Raise UserError, which begins with `otherwise`, for a name that is none of those there are; with the nearest."""
     names = list(there_are)
     if name not in names:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -50,13 +51,12 @@ def write_graph(params: Params, project: Layout) -> None:
 
     yaml = YAML()
     yaml.default_flow_style = None
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-        text.write(
-            "# Every row's seeds as DVC's train and evaluate stages. Written by `ffrepro params graph`; do not edit.\n"
-        )
-        yaml.dump(config.graph(params), text)
-        text.seek(0)
-        record.write_text(text.read(), project.graph)
+    text = io.StringIO()
+    text.write(
+        "# Every row's seeds as DVC's train and evaluate stages. Written by `ffrepro params graph`; do not edit.\n"
+    )
+    yaml.dump(config.graph(params), text)
+    record.write_text(text.getvalue(), project.graph)
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from ffrepro.network import Network
 from ffrepro.progress import tell
 from ffrepro.report import percent
 from ffrepro.targets import Reference, Target, Text, read_references, read_targets, reference_of, spread, target_of
-from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
+from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, worst
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
 
@@ -596,23 +596,25 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     determinism.switch_on()
     runs: list[Run] = []
     metrics: list[Rung] = []
-    splits, code = None, 0
+    splits: tuple[Split, Split] | None = None
+    codes = {0}
     for folder in runs_of(path):
         run = read(folder)
         name, rung = run.facts["experiment"], declared(run, params)
-        splits = splits or data(run.row)
+        if not runs:
+            splits = data(run.row)
         print(f"{name}, seed {run.facts['seed']}")
         _tell(rung)
         committed = project.committed_records(name)
         for rung in ladder(run, splits, committed, device):
             _tell(rung)
             metrics += [rung] if rung.what == "metrics" else []
-            code = 3 if rung.holds is False else code
+            codes |= {EXIT_CODES[NOT_REPRODUCED]} if rung.holds is False else set()
         runs.append(run)
     print(f"{name}, {len(runs)} seed{'s' * (len(runs) > 1)}")
     rung = _self_repeat(runs[0].row, device)
     _tell(rung)
-    code = 3 if rung.holds is False else code
+    codes |= {EXIT_CODES[NOT_REPRODUCED]} if rung.holds is False else set()
     row, single = runs[0].row, path.is_file() or (path / "record.json").exists()
     if single and row.seeds != (runs[0].facts["seed"],):
         seeds = ", ".join(map(str, row.seeds))
@@ -622,10 +624,10 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         reference = reference_of(read_references(project.reference), name, row)
         for rung, judged in statistics(runs, metrics, target, reference):
             _tell(rung)
-            code = judged if judged == EXIT_CODES[NOT_REPRODUCED] else code or judged
+            codes.add(judged)
     for rung in _claims(project, name):
         _tell(rung)
-    return code
+    return worst(codes)
 
 
 def _claims(project: Layout, name: str) -> Iterator[Rung]:

@@ -203,7 +203,7 @@ def overview(project: Layout, table: str | None = None) -> str:
     elif table == "all":
         chosen = list(rows)
     else:
-        errors.known(f"no table {table!r} in paper.yaml", table, [*tables, "all"])
+        errors.require_known(f"no table {table!r} in paper.yaml", table, [*tables, "all"])
         chosen = list(dict.fromkeys(tables[table].cells.values()))
     published, committed = read_paper(project.paper), results.committed(project)
     header = ["experiment", "what", "data set", "blocks", "needs", "seeds"]

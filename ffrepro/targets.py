@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from ffrepro import record
 from ffrepro.config import Experiment, Name, Params, Section, Seeds, checked, impossible, read_yaml, training_parameters
-from ffrepro.errors import UserError, known
+from ffrepro.errors import UserError, require_known
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -213,9 +213,10 @@ def read_tables(path: Path, rows: Iterable[str] | None = None) -> dict[str, Tabl
     rows: those that there are; a cell of another one is a mistake.
     """
     tables = checked(Paper, read_yaml(path), path.name).tables
-    for name, table in tables.items() if rows is not None else ():
-        for row in table.cells.values():
-            known(f"{path.name}: tables.{name}: no row {row!r}", row, rows or ())
+    if rows is not None:
+        for name, table in tables.items():
+            for row in table.cells.values():
+                require_known(f"{path.name}: tables.{name}: no row {row!r}", row, rows)
     return tables
 
 
@@ -223,7 +224,7 @@ def rows_of(paper: Path, params: Params, names: Iterable[str]) -> list[str]:
     """The rows that names mean, of rows and of tables in paper.yaml, each once. Raises UserError for another name."""
     tables, rows = read_tables(paper, params.experiments), list[str]()
     for name in names:
-        known(f"no row and no table {name!r}", name, [*params.experiments, *tables])
+        require_known(f"no row and no table {name!r}", name, [*params.experiments, *tables])
         rows += [name] if name in params.experiments else tables[name].cells.values()
     return list(dict.fromkeys(rows))
 

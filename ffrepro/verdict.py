@@ -8,6 +8,7 @@ bootstrap interval, the sampling error of the test set, and the rule's power.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ WANTED_POWER, MOST_SEEDS = 0.8, 100
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(200)
 """Gauss and Legendre's, for a power's integral: to 1e-12 for a published value and 3e-4 for a reference, whose
 integrand has a kink; measured against 3,000 nodes."""
+
+
+def worst(codes: Collection[int]) -> int:
+    """The one exit code of several: one "not reproduced" makes the whole so, else one "inconclusive"."""
+    return next(code for code in (EXIT_CODES[NOT_REPRODUCED], EXIT_CODES[INCONCLUSIVE], 0) if code in codes)
 
 
 def standard_error(accuracy: dict[str, Any], target: dict[str, Any]) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from ffrepro.progress import DownloadProgress, say
 
 def main(name: str) -> None:
     project = layout.find()
-    errors.known(f"no data set {name!r}", name, data.DATASETS)
+    errors.require_known(f"no data set {name!r}", name, data.DATASETS)
     offline, mirror = switched_on("FFREPRO_OFFLINE"), os.environ.get("FFREPRO_MIRROR")
     with DownloadProgress() as progress:
         sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)

@@ -1,7 +1,12 @@
 """The benchmark counts the work rightly and measures what it says it does. Nothing here depends on time."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 
@@ -37,6 +42,8 @@ def test_variants_are_sound_rows_and_end_in_the_row_itself(params):
     for axis in ("batch", "width", "blocks"):
         assert [one for name, _, one in found if name == axis][-1] == row
     assert len([*bench.variants(changed(row, {"evaluation.vote": "last-9"}))]) == len(found)
+    single = changed(row, {"network.blocks": "8", "training.update": "layer-wise"})
+    assert [value for axis, value, _ in bench.variants(single) if axis == "blocks"] == ["1"]
 
 
 @pytest.mark.parametrize("what", list(bench.CASES))
@@ -67,6 +74,19 @@ def test_bench_writes_its_table_and_its_numbers(project):
     ratio = result["ratio"]["training"]
     assert engine["min"] / plain["max"] <= ratio["min"] <= ratio["max"] <= engine["max"] / plain["min"]
     assert result["command"].startswith("ffrepro bench digits --blocks '4P 4'")
+
+
+def test_a_bench_that_is_ended_leaves_no_measurement_behind(project):
+    command = [sys.executable, "-m", "ffrepro", "bench", "digits", "--steps", "100000", "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    process = psutil.Popen(command, cwd=project.root, env=env, stderr=subprocess.PIPE, text=True)
+    while not (children := process.children()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode == 143
+    assert not any(child.is_running() for child in children)
 
 
 def test_a_wrong_option_is_one_line_before_anything_is_measured(project):

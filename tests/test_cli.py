@@ -91,6 +91,15 @@ def test_outside_a_project_the_remedy_is_named(tmp_path):
     )
 
 
+def test_in_a_folder_that_is_gone_the_remedy_is_named(project, tmp_path):
+    script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} -m ffrepro list"
+    done = project.shell(script)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ffrepro: the current folder is not there any more; go to your clone\n",
+    )
+
+
 def test_list_names_the_rows_asked_for(project, params):
     def listed(*options):
         done = project.run("ffrepro", "list", *options)

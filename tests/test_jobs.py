@@ -286,6 +286,44 @@ def test_a_run_whose_files_were_edited_counts_as_none(made):
         (folder / "record.json").write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("file", "edit", "lacks"),
+    [
+        ("record.json", {"seed": 1}, "of other seed"),  # as in a copy of another seed's folder
+        ("metrics.json", {"vote": "all"}, "of other vote"),
+        ("metrics.json", {"link": "0" * 64}, "of other evaluation"),
+        ("weights.safetensors", None, "no weights.safetensors"),
+    ],
+)
+def test_status_calls_nothing_done_that_reproduce_would_make_again(made, file, edit, lacks):
+    params, run = config.load(made.params), jobs.Run("digits", 0)
+    path = made.run(*run) / file
+    whole = path.read_bytes()
+    try:
+        changed(path, **edit)() if edit else path.unlink()
+        assert (jobs.lacking(made, params, run), jobs._glance(made, params, run)) == (lacks, lacks)
+        assert list(jobs.states(made, params, [run])) == [jobs.State(run, "failed", lacks)]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_finished_run_that_counts_no_more_says_why(project):
+    project.shrink(seeds=[0])
+    assert project.run("ffrepro", "submit", "digits", "--local", "1").returncode == 0
+    assert states(project)["digits-0"][0] == "done"
+    project.edit("params.yaml", "      epochs: 1\n", "      epochs: 2\n")
+    assert states(project) == {"digits-0": ("failed", "of other parameters")}
+
+
+def test_a_container_that_is_not_there_is_told_before_anything_is_done(made):
+    with pytest.raises(
+        UserError, match=r"^cluster.yaml: container: given 'none.sif'; allowed: an image that is there$"
+    ):
+        slurm._start(made, slurm.Cluster(container="none.sif"))
+    assert slurm._start(made, slurm.Cluster(container="docker://ffrepro"))[-1] == "docker://ffrepro"
+    assert slurm._start(made, slurm.Cluster()) == []
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "goodness.safetensors", "metrics.json", "record.json"])
 def test_a_run_that_is_damaged_or_not_whole_is_not_taken_over(made, file):
     params, run = config.load(made.params), jobs.Run("digits", 0)

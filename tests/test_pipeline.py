@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import fcntl
+import graphlib
 import json
 import os
 import re
@@ -58,6 +59,23 @@ def test_code_dependencies_are_what_the_stage_imports(root, stage):
     imports = closure(root / "pipelines" / f"{stage}.py", root)
     assert f"pipelines/{stage}.py" in deps
     assert imports - PLUMBING <= tracked <= imports
+
+
+def test_no_module_imports_another_in_a_circle(root):
+    modules = {path.stem: imported(path, root) for path in (root / "ffrepro").glob("*.py")}
+    assert {"jobs", "squeue", "report", "tables"} <= modules.keys()
+    graphlib.TopologicalSorter(modules).prepare()  # raises CycleError
+
+
+def test_a_verdict_of_what_is_no_summary_is_a_line(project):
+    project.stages(["check", "digits"])
+    path = project.root / "report" / "rows" / "digits.json"
+    path.parent.mkdir(parents=True)
+    for content, line in (("{}", "not what a stage writes"), ('{"row": "x"}', "not there, or of other parameters")):
+        path.write_text(content)
+        done = project.call("python", "-m", "pipelines.verdict", "digits")
+        assert done.returncode == 2
+        assert re.fullmatch(rf"ffrepro: .*digits.json: {line}; .*run `dvc repro` again\n", done.stderr), done.stderr
 
 
 def leaves(content, prefix=""):

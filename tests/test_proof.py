@@ -545,6 +545,14 @@ def test_the_command_climbs_all_seeds_of_a_row(home):
     assert ": inconclusive: 2 of 3 declared seeds, without 2\n" in done.stdout
 
 
+def test_data_that_cannot_be_had_are_asked_for_once(trained):
+    """Each time may wait for a network that does not answer."""
+    asked = []
+    params = config.load(trained.params)
+    code = proof.report(trained.root / "runs" / "digits", trained, params, asked.append, CPU)
+    assert (code, [row.data.name for row in asked]) == (4, ["digits"])
+
+
 def test_a_row_that_params_yaml_does_not_have_is_told_of(home, tmp_path):
     shutil.copytree(home.root / "runs", tmp_path / "runs")
     for folder in (tmp_path / "runs" / "digits").glob("[01]"):

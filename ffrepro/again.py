@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ffrepro import config, data, determinism, devices, engine, evaluation, proof
+from ffrepro import config, data, determinism, devices, engine, evaluation, evidence, proof
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 
@@ -47,10 +47,10 @@ def evaluate(project: Layout, asked: Asked, device: str, prepare: Callable[[str]
     train, held_out = data.held_out(train, row.data.held_out)
     split = {"test": test, "training": train, "held-out": held_out}[images].rows(slice(asked.first))
     places = [project.run(name, seed) for seed in asked.seeds or ()]
-    for place in places or proof.runs_of(project.experiment(name).parent):
-        run, one = proof.read(place), f"{name}-{place.name}"
+    for place in places or evidence.runs_of(project.experiment(name).parent):
+        run, one = evidence.read(place), f"{name}-{place.name}"
         with devices.faults(one, chosen):
-            network = proof.network(run, chosen, released=asked.released)
+            network = evidence.network(run, chosen, released=asked.released)
             if asked.restated:  # with an epoch's draws that no epoch of the training had
                 draws = engine.draw(row, run.facts["seed"], row.training.epochs, len(train.labels))
                 evaluation.restate(network, train.to(chosen), row, draws.to(chosen))

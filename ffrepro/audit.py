@@ -20,8 +20,8 @@ from ffrepro.config import Params
 from ffrepro.data import Split
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
+from ffrepro.evidence import Run
 from ffrepro.progress import tell
-from ffrepro.proof import Run
 from ffrepro.step import optimizers
 from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, worst
 

@@ -328,10 +328,10 @@ def audit(
 
     Exit code: 0 every drawn epoch follows, 2 bad input, 3 one does not, 4 one cannot be told here.
     """
-    from ffrepro import audit, config, devices, layout, pipeline, proof
+    from ffrepro import audit, config, devices, evidence, layout, pipeline
 
     project = layout.find()
-    run = proof.read(proof.run_of(path))
+    run = evidence.read(evidence.run_of(path))
     splits = pipeline.prepared(project, run.row, _settings(device, mirror, offline))
     if splits is None:
         raise errors.UserError(
@@ -350,9 +350,9 @@ def export(
     to: Annotated[Path, typer.Option(help="A new folder.", metavar="FOLDER")],
 ) -> None:
     """Write runs as an RO-Crate (Process Run Crate) with a codecheck.yml to fill in; broken records are refused."""
-    from ffrepro import crate, proof
+    from ffrepro import crate, evidence
 
-    crate.export([proof.read(folder) for folder in proof.runs_of(path)], to)
+    crate.export([evidence.read(folder) for folder in evidence.runs_of(path)], to)
     print(f"{to}: ro-crate-metadata.json and codecheck.yml written")
 
 

@@ -9,7 +9,8 @@ import torch
 
 from ffrepro import config, record
 from ffrepro.errors import UserError
-from ffrepro.proof import Run, network
+from ffrepro.evidence import Run, network
+from ffrepro.layout import RELEASED
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 LICENCE = "https://spdx.org/licenses/Apache-2.0"
@@ -19,7 +20,7 @@ FILES = {  # of a run's folder: its media type, and what it is
     "metrics.json": ("application/json", "test accuracies, with the hashes of what they were made from"),
     "history.csv": ("text/csv", "losses, separations and throughput of each epoch"),
     "weights.safetensors": ("application/octet-stream", "trained weights"),
-    "released.safetensors": ("application/octet-stream", "trained weights, rounded to float16 to publish them"),
+    RELEASED: ("application/octet-stream", "trained weights, rounded to float16 to publish them"),
     "goodness.safetensors": ("application/octet-stream", "goodness of every test image under every label, per block"),
 }
 
@@ -39,7 +40,7 @@ def export(runs: list[Run], folder: Path) -> None:
     if taken:
         raise UserError(f"{folder}: not an empty folder; give a new one")
     for run in runs:  # all else in a run's folder has been read already
-        if (run.folder / "released.safetensors").exists():
+        if (run.folder / RELEASED).exists():
             network(run, torch.device("cpu"), released=True)
     from rocrate.model.contextentity import ContextEntity
     from rocrate.rocrate import ROCrate

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ffrepro.errors import UserError
 
+RELEASED = "released.safetensors"
+"""A published run's weights in float16, where in float32 they are too large to publish."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -55,8 +58,7 @@ class Layout:
         return self.root / self.runs / name / str(seed)
 
     def released(self, name: str, seed: int) -> Path:
-        """A published run's weights in float16, where in float32 they are too large to publish."""
-        return self.run(name, seed) / "released.safetensors"
+        return self.run(name, seed) / RELEASED
 
     def checkpoint(self, name: str, seed: int) -> Path:
         """Beside the runs, not in them: no result, and no output of a stage."""

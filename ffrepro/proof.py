@@ -5,29 +5,23 @@ does not hold ends the climb with one line that names the link that broke. One t
 so, which is a legal answer. docs/proof.md explains the ladder to a reviewer.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
-from ffrepro import claims, config, determinism, devices, doctor, evaluation, record, results, training
-from ffrepro.checkpoint import chained
-from ffrepro.config import Experiment, Params, Section
+from ffrepro import claims, config, determinism, devices, doctor, evaluation, evidence, record, results, training
+from ffrepro.config import Experiment, Params
 from ffrepro.data import Split
 from ffrepro.errors import UserError
-from ffrepro.figure_data import read_history
-from ffrepro.layout import Layout
-from ffrepro.network import Network
+from ffrepro.evidence import Record, Run
+from ffrepro.layout import RELEASED, Layout
 from ffrepro.progress import tell
 from ffrepro.report import percent
-from ffrepro.targets import Reference, Target, Text, read_references, read_targets, reference_of, spread, target_of
+from ffrepro.targets import Reference, Target, read_references, read_targets, reference_of, spread, target_of
 from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, worst
 
 Data = Callable[[Experiment], tuple[Split, Split] | None]
@@ -40,7 +34,6 @@ MOVED = 0.005  # share of predictions that it may change, and hence of the accur
 
 
 COPIED = (("history",), ("started", "ended", "seconds"))  # what no second training has in common with another
-ANEW = "get it anew, from where the run was published or by running its stage again (`dvc repro`)"
 
 
 class Rung(NamedTuple):
@@ -50,217 +43,6 @@ class Rung(NamedTuple):
     found: str
     holds: bool | None = True
     accuracy: float | None = None  # in percent, computed here: what statistics are made of, shown where it holds
-
-
-class Run(NamedTuple):
-    """A run's folder, read and found whole."""
-
-    folder: Path
-    row: Experiment
-    facts: dict[str, Any]  # record.json
-    metrics: dict[str, Any]  # metrics.json
-    weights: dict[str, Tensor] | None  # None where they were not published
-    goodness: Tensor | None
-
-
-GIVE = "give a run's folder, its record.json, or a row's folder with its seeds"
-
-
-def runs_of(path: Path) -> list[Path]:
-    """The folders of the runs that a run's folder, its record or a row's folder stands for, by seed."""
-    try:
-        path = Path(os.path.abspath(path))  # noqa: PTH100  # a folder's name tells its row and seed; a link's, its own
-        if not str(path).isprintable():
-            raise UserError(f"{config.plain(path)}: a name with characters that cannot be printed; rename it")
-        folder = path.parent if path.is_file() else path
-        if (folder / "record.json").exists():
-            return [folder]
-        if path.is_file():
-            raise UserError(f"{config.plain(path)}: not in a run's folder, no record.json beside it; {GIVE}")
-        folders = [entry for entry in path.iterdir() if _of_a_seed(entry)] if path.is_dir() else []
-    except (OSError, ValueError) as error:  # too long a name, no right to look, links that go round, a zero in it
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{config.plain(path)}: cannot be read ({why}); {GIVE}") from None
-    if not folders:
-        raise UserError(f"{config.plain(path)}: no record.json and no folder of a seed there; {GIVE}")
-    return sorted(folders, key=lambda folder: int(folder.name))
-
-
-def _of_a_seed(entry: Path) -> bool:
-    return entry.name.isdecimal() and entry.is_dir()
-
-
-def run_of(path: Path) -> Path:
-    """The folder of the one run that a path stands for. Raises UserError where there are several."""
-    folders = runs_of(path)
-    if len(folders) > 1:
-        seeds = ", ".join(folder.name for folder in folders)
-        raise UserError(f"{config.plain(path)}: {len(folders)} runs there ({seeds}); give the folder of one of them")
-    return folders[0]
-
-
-def read(folder: Path) -> Run:
-    """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
-    facts, metrics = _sealed(folder / "record.json", Record), _sealed(folder / "metrics.json", Metrics)
-    row = _row(folder, facts)
-    _chain(folder / "record.json", facts, row)
-    _history(folder / "history.csv", facts)
-    weights = _tensors(folder / "weights.safetensors", facts["weights"], "record.json")
-    table = _tensors(folder / "goodness.safetensors", metrics["goodness_table"], "metrics.json")
-    for name, wanted in (("weights", facts["weights"]), ("link", facts["chain"][-1]["link"])):
-        if metrics[name] != wanted:
-            raise UserError(f"{folder / 'metrics.json'}: broken link: of other {name} than record.json's; another run")
-    if weights is None and table is None:
-        raise UserError(f"{folder}: neither weights.safetensors nor goodness.safetensors: nothing to check it by")
-    if table is not None:
-        shape, goodness = (metrics["images"], row.classes, row.columns), table.get("goodness")
-        if (
-            goodness is None
-            or (goodness.shape, goodness.dtype) != (shape, torch.float32)
-            or not goodness.isfinite().all()
-        ):
-            raise UserError(
-                f"{folder / 'goodness.safetensors'}: broken link: no table of {shape} finite float32 values"
-            )
-    return Run(folder, row, facts, metrics, weights, table["goodness"] if table else None)
-
-
-def _time(text: str) -> str:
-    if datetime.fromisoformat(text).isoformat(timespec="seconds") != text or not text.endswith("+00:00"):
-        raise ValueError("not as `checkpoint.now` writes it")
-    return text
-
-
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Time = Annotated[str, AfterValidator(_time)]
-
-
-class LinkOfChain(Section):
-    epoch: int
-    weights: Hash
-    optimizer: Hash
-    link: Hash
-
-
-class Record(Section):
-    """record.json as `training.run_record` makes it, and `record.image` where it was made in a container."""
-
-    experiment: config.Name
-    seed: config.Seed
-    ffrepro: str = Field(pattern=r"^[0-9A-Za-z.+!-]{1,60}$")
-    code: Hash
-    source: Hash
-    lock: Hash | None
-    row: dict[str, Any]
-    parameters: Hash
-    data: Hash
-    initial_weights: Hash
-    chain: list[LinkOfChain] = Field(min_length=1)
-    weights: Hash
-    history: Hash
-    environment: results.Facts
-    driver: Text | None
-    started: Time
-    ended: Time
-    seconds: float = Field(ge=0)
-    joules: float | None = Field(ge=0)
-    image: dict[str, Any] | None = None
-    seal: str
-
-
-class Metrics(Section):
-    """metrics.json as the evaluate stage makes it of `evaluation.evaluate`."""
-
-    accuracy: float
-    vote: str
-    images: int = Field(ge=0, lt=2**31)
-    blocks: dict[str, float]
-    votes: dict[str, float]
-    decided_in_float32: int
-    weights: Hash
-    test_data: Hash
-    goodness_table: Hash
-    environment: results.Facts
-    code: Hash | None = None  # which older ones lack
-    link: Hash
-    seal: str
-
-
-def _sealed(path: Path, model: type[Section]) -> dict[str, Any]:
-    content = record.read_sealed(path, ANEW)
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = config.plain(".".join(map(str, first["loc"])))
-        raise UserError(
-            f"{path}: broken link: no {model.__name__.lower()}: {place}: {config.plain(first['msg'])}"
-        ) from None
-    facts: dict[str, Any] = content
-    return facts
-
-
-def _row(folder: Path, facts: dict[str, Any]) -> Experiment:
-    path = folder.parent / "experiment.json"
-    row = config.read_experiment(path)
-    if config.canonical(row).encode() != path.read_bytes():
-        raise UserError(f"{path}: broken link: not as the check stage wrote it")
-    parameters = config.training_parameters(row)
-    if (facts["row"], facts["parameters"]) != (json.loads(parameters), record.text_hash(parameters)):
-        raise UserError(f"{folder / 'record.json'}: broken link: a record of other parameters than {path.name}'s")
-    names = (facts["experiment"], str(facts["seed"]))
-    if names != (folder.parent.name, folder.name):
-        raise UserError(f"{folder / 'record.json'}: broken link: the record of {'-'.join(names)}, not of this folder")
-    return row
-
-
-def _chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
-    before = training.first_link(
-        {
-            "parameters": config.training_parameters(row),
-            "seed": str(facts["seed"]),
-            "data": facts["data"],
-            "code": facts["code"],
-            "initial weights": facts["initial_weights"],
-        }
-    )
-    epochs = [link["epoch"] for link in facts["chain"]]
-    if epochs != list(range(1, row.training.epochs + 1)):
-        raise UserError(f"{path}: broken link: a chain of {len(epochs)} epochs, of {row.training.epochs} in order")
-    for link in facts["chain"]:
-        if chained(before, link["epoch"], link["weights"], link["optimizer"]) != link:
-            raise UserError(f"{path}: broken link: the chain does not hold at epoch {link['epoch']}")
-        before = link["link"]
-    if facts["chain"][-1]["weights"] != facts["weights"]:
-        raise UserError(f"{path}: broken link: the chain does not end in the weights that the record names")
-
-
-def _history(path: Path, facts: dict[str, Any]) -> None:
-    """Compare the history with its hash, the chain's epochs, and the sums that the record tells."""
-    if record.file_hash(path) != facts["history"]:
-        raise UserError(f"{path}: broken link: not the history that record.json names")
-    entries = read_history(path)
-    if len(entries) != len(facts["chain"]):
-        raise UserError(f"{path}: broken link: {len(entries)} epochs, the chain has {len(facts['chain'])}")
-    for name in ("seconds", "joules"):
-        parts = [entry[name] for entry in entries if name in entry]
-        if (round(sum(parts), 1) if parts else None) != facts[name] or min(parts, default=0) < 0:
-            raise UserError(f"{path}: broken link: {name} that do not add up to record.json's")
-
-
-def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:
-    """The file's tensors, whole to the byte and those that are wanted; None where there is no file."""
-    if not path.exists():
-        return None
-    tensors = record.read_tensors(path, ANEW)
-    if not tensors:
-        raise UserError(f"{path}: broken link: holds no tensors")
-    content, digest = record.tensors_bytes(tensors)
-    if content != path.read_bytes():
-        raise UserError(f"{path}: broken link: changed after it was written")
-    if digest != wanted:
-        raise UserError(f"{path}: broken link: not the tensors that {by} names; another run's file")
-    return tensors
 
 
 def ladder(run: Run, data: tuple[Split, Split] | None, references: list[Path], device: torch.device) -> Iterator[Rung]:
@@ -312,30 +94,13 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
     own = None
     if run.weights is None:
         text = "weights not published: taken from goodness.safetensors"
-        if (run.folder / "released.safetensors").exists():
+        if (run.folder / RELEASED).exists():
             text = f"{text}; `ffrepro evaluate {run.facts['experiment']} --weights released` compares it with those"
         yield Rung("goodness", text, None)
         assert table is not None
     else:
-        trained, images, row = network(run, device), test.to(device).images, run.row
-        full = evaluation.goodness_table(trained, images, evaluation.in_float32(row))
-        here = _of_here(run, device)
-        if row.evaluated_in == "float32":
-            own = full.cpu()
-            if run.metrics["decided_in_float32"]:
-                raise UserError(f"{run.folder / 'metrics.json'}: broken link: pairs decided in float32, as all is")
-            yield Rung("precision", "evaluated in float32")
-        elif device.type == "cpu" and row.training.precision == "float16":  # which would take a CPU days
-            own, here = full.cpu(), False
-            yield Rung("precision", "this machine evaluates in float32; float16 takes a GPU", None)
-        else:
-            half = evaluation.goodness_table(trained, images, row)
-            table_here, pairs = evaluation.decide(half, trained, images, row)
-            own = table_here.cpu()
-            if here and pairs != run.metrics["decided_in_float32"]:
-                what = f"{run.metrics['decided_in_float32']} pairs decided in float32, not {pairs}"
-                raise UserError(f"{run.folder / 'metrics.json'}: broken link: {what}")
-            yield _precision(own, half.cpu(), full.cpu(), vote, pairs)
+        own, here, precision = _evaluated(run, test, device)
+        yield precision
         if table is None and record.tensors_hash({"goodness": own}) == run.metrics["goodness_table"]:
             table = own
         yield _compared(run, own, table, here) if table is not None else _told(run, own, test.labels, here)
@@ -354,6 +119,25 @@ def _metrics(run: Run, data: tuple[Split, Split] | None, device: torch.device) -
         yield Rung("metrics", text, accuracy=accuracy)
 
 
+def _evaluated(run: Run, test: Split, device: torch.device) -> tuple[Tensor, bool, Rung]:
+    """(goodness of the run's weights, computed here; whether its bits must be the run's; what precision changes)."""
+    network, images, row = evidence.network(run, device), test.to(device).images, run.row
+    full, here = evaluation.goodness_table(network, images, evaluation.in_float32(row)), _of_here(run, device)
+    path, told = run.folder / "metrics.json", run.metrics["decided_in_float32"]
+    if row.evaluated_in == "float32":
+        if told:
+            raise UserError(f"{path}: broken link: pairs decided in float32, as all is")
+        return full.cpu(), here, Rung("precision", "evaluated in float32")
+    if device.type == "cpu" and row.training.precision == "float16":  # which would take a CPU days
+        return full.cpu(), False, Rung("precision", "this machine evaluates in float32; float16 takes a GPU", None)
+    half = evaluation.goodness_table(network, images, row)
+    decided, pairs = evaluation.decide(half, network, images, row)
+    own = decided.cpu()
+    if here and pairs != told:
+        raise UserError(f"{path}: broken link: {told} pairs decided in float32, not {pairs}")
+    return own, here, _precision(own, half.cpu(), full.cpu(), row.evaluation.vote, pairs)
+
+
 def _of_here(run: Run, device: torch.device) -> bool:
     """Whether the metrics were made in this environment, by this version's evaluation: then bits must agree.
 
@@ -364,27 +148,6 @@ def _of_here(run: Run, device: torch.device) -> bool:
     return bool(same and record.environment(device) == run.metrics["environment"])
 
 
-def network(run: Run, device: torch.device, *, released: bool = False) -> Network:
-    """The trained network, from the run's own weights, or from those that were released in float16.
-
-    Raises UserError where these are not there or are another network's.
-    """
-    path = run.folder / ("released.safetensors" if released else "weights.safetensors")
-    weights = record.read_tensors(path, ANEW) if released else run.weights
-    if weights is None:
-        instead = "; --weights released are" if (run.folder / "released.safetensors").exists() else ""
-        raise UserError(f"{path}: not published{instead}")
-    if released and run.goodness is None:
-        raise UserError(f"{path}: cannot be compared: no goodness.safetensors beside it")
-    made = training.build(run.row, run.facts["seed"], device)
-    for name, value in made.state_dict().items():
-        kind = torch.float16 if released and value.is_floating_point() else value.dtype
-        if name in weights and weights[name].dtype != kind:  # else it would be converted, and not be what was trained
-            raise UserError(f"{path}: broken link: {name} is {weights[name].dtype}, not {kind}")
-    training.load_weights(made, weights, path)
-    return made
-
-
 def released(run: Run, again: Tensor) -> str:
     """How far the goodness of released weights, a table made here, is from the run's own, in words.
 
@@ -393,7 +156,7 @@ def released(run: Run, again: Tensor) -> str:
     nearly all are right. Raises UserError where they do not agree.
     """
     assert run.goodness is not None
-    path = run.folder / "released.safetensors"
+    path = run.folder / RELEASED
     if again.shape != run.goodness.shape:
         raise UserError(f"{run.folder / 'metrics.json'}: broken link: of {len(run.goodness)} images, not {len(again)}")
     largest, moved = _apart(again, run.goodness, run.row.evaluation.vote)
@@ -509,7 +272,7 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     for path in references:
         if path.resolve() == (run.folder / "record.json").resolve():
             continue
-        other = _sealed(path, Record)
+        other = evidence.checked(path, Record)
         if any(other[name] != facts[name] for name in same):
             continue
         pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
@@ -598,8 +361,8 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     metrics: list[Rung] = []
     splits: tuple[Split, Split] | None = None
     codes = {0}
-    for folder in runs_of(path):
-        run = read(folder)
+    for folder in evidence.runs_of(path):
+        run = evidence.read(folder)
         name, rung = run.facts["experiment"], declared(run, params)
         if not runs:
             splits = data(run.row)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from ffrepro import checkpoint as saved_state
-from ffrepro import config, data, determinism, devices, engine, errors, evaluation, layout, record, training
+from ffrepro import config, data, determinism, devices, engine, errors, evaluation, evidence, layout, record, training
 from ffrepro.config import Experiment
 from ffrepro.data import Split
 from ffrepro.errors import UserError
@@ -173,8 +173,6 @@ def _facts(options: argparse.Namespace, row: Experiment, trained: Trained, proje
 
 
 def bring(options: argparse.Namespace) -> int:
-    from ffrepro import proof  # with the statistics' libraries, which the borrowed machine need not have
-
     project, source = layout.Layout(layout.find().root, options.runs), options.folder
     if not project.experiment(options.row).exists():
         where = "" if options.runs == "runs" else f" {options.runs}"
@@ -215,7 +213,7 @@ def bring(options: argparse.Namespace) -> int:
         for name in KEPT:
             record.write_bytes((source / name).read_bytes(), made / name)
         try:
-            proof.read(made)
+            evidence.read(made)
         except UserError as error:
             raise UserError(str(error).replace(str(made), str(source))) from None
         for file in sorted(made.iterdir()):

@@ -34,10 +34,10 @@ from ffrepro import (
     devices,
     engine,
     errors,
+    evidence,
     layout,
     network,
     pipeline,
-    proof,
     training,
 )
 from ffrepro import step as steps
@@ -188,8 +188,8 @@ def main(*arguments: str) -> None:
             row = config.experiment(config.load(project.params), name)
             trained = training.build(row, number, device)
         else:
-            run = proof.read(project.run(name, number))
-            row, trained = run.row, proof.network(run, device, released=released)
+            run = evidence.read(project.run(name, number))
+            row, trained = run.row, evidence.network(run, device, released=released)
         if not isinstance(trained, Convolutional):
             raise UserError(f"{name}: does not convolve and learn block by block; allowed: a row that does")
         pipeline.prepare(project, row.data.name, {})

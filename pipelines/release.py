@@ -8,7 +8,7 @@ released.safetensors, where numbers with a fraction are float16: half the size, 
 import argparse
 import sys
 
-from ffrepro import config, errors, layout, proof, record
+from ffrepro import config, errors, evidence, layout, record
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from pipelines.away import seed
@@ -24,7 +24,7 @@ def main(*arguments: str) -> None:
     name, number = options.row, options.seed
     here = layout.find()
     there = Layout(here.root, "results")
-    run = proof.read(here.run(name, number))
+    run = evidence.read(here.run(name, number))
     if run.weights is None:
         raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")
     if run.goodness is None:

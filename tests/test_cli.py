@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro import config, data, devices, engine, evaluation, lock, proof
+from ffrepro import config, data, devices, engine, evaluation, evidence, lock
 
 
 def test_help_imports_nothing_heavy():
@@ -294,7 +294,7 @@ def test_evaluate_takes_images_that_were_trained_on_or_held_out_and_statistics_a
     assert printed["held-out", None].endswith(f"blocks {' '.join(told)}\n")
     train, test = data.load(project.root / "data" / "digits.safetensors")
     row = config.read_experiment(folder.parent / "experiment.json")
-    network = proof.network(proof.read(folder), torch.device("cpu"))
+    network = evidence.network(evidence.read(folder), torch.device("cpu"))
     for (images, first), split in {("training", 200): data.held_out(train, 437)[0], ("test", 100): test}.items():
         table = evaluation.goodness_table(network, split.images[:first], row)
         accuracy = evaluation.accuracy(evaluation.predictions(table, "last"), split.labels[:first])

@@ -17,9 +17,9 @@ from ffrepro import (
     devices,
     doctor,
     evaluation,
+    evidence,
     layout,
     negatives,
-    proof,
     record,
     training,
 )
@@ -218,7 +218,7 @@ def test_an_audited_epoch_follows_to_the_same_bits(small, tmp_path):
         "chain": trained.chain,
         "environment": record.environment(CUDA),
     }
-    run = proof.Run(tmp_path, chosen, facts, {}, None, None)
+    run = evidence.Run(tmp_path, chosen, facts, {}, None, None)
     found = list(audit.audit(run, split, tmp_path / "a", [1, 2, 3], CUDA))
     assert [one.holds for one in found] == [True] * 3, found
     assert all(one.found.startswith("the same bits") for one in found)

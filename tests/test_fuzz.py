@@ -29,6 +29,7 @@ from ffrepro import (
     config,
     crate,
     deviations,
+    evidence,
     figure_data,
     figures,
     negatives,
@@ -346,7 +347,7 @@ def as_bytes(content, *, sealed):
 def verified(run, splits, to):
     """Everything that is done with a run: it holds, or a line says what is broken."""
     try:
-        read = proof.read(run)
+        read = evidence.read(run)
         rungs = list(proof.ladder(read, splits, [run / "record.json"], CPU))
     except UserError as error:
         lines_of(error, str(run.parent))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from ffrepro import audit, checkpoint, config, crate, evaluation, layout, negatives, proof, record, training
+from ffrepro import audit, checkpoint, config, crate, evaluation, evidence, layout, negatives, proof, record, training
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
@@ -46,7 +46,7 @@ def splits(trained):
 
 
 def climb(folder, trained, references=()):
-    return {rung.what: rung for rung in proof.ladder(proof.read(folder), splits(trained), list(references), CPU)}
+    return {rung.what: rung for rung in proof.ladder(evidence.read(folder), splits(trained), list(references), CPU)}
 
 
 def broken(folder, trained):
@@ -92,7 +92,7 @@ def test_pairs_that_float32_did_not_decide(runs, trained, row, digits, tmp_path)
     chosen = row(precision="bfloat16", blocks="4 4P 4", epochs=1)
     network = training.train(chosen, 0, digits[0]).network
     table, metrics = evaluation.evaluate(network, digits[1], chosen)
-    run = proof.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
+    run = evidence.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
     precision, goodness, _ = proof._metrics(run, digits, CPU)
     pairs = metrics["decided_in_float32"]
     assert pairs > 0
@@ -107,14 +107,14 @@ def test_the_twins_goodness_is_float32s_and_so_is_the_rounding_allowed_it(row, d
     network = training.train(chosen, 0, digits[0]).network
     table, metrics = evaluation.evaluate(network, digits[1], chosen)
     metrics["environment"] = {}  # another machine's
-    run = proof.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
+    run = evidence.Run(tmp_path, chosen, {"seed": 0}, metrics, network.state_dict(), table)
     assert "within" not in [rung.found for rung in proof._metrics(run, digits, CPU)][1]
     with pytest.raises(UserError, match=r"rounding \(0.1 %"):
         list(proof._metrics(run._replace(goodness=table * 1.01), digits, CPU))
 
 
 def test_without_data_the_rungs_that_need_it_cannot_be_told(runs):
-    rungs = {rung.what: rung.holds for rung in proof.ladder(proof.read(runs[0]), None, [], CPU)}
+    rungs = {rung.what: rung.holds for rung in proof.ladder(evidence.read(runs[0]), None, [], CPU)}
     assert {what for what, holds in rungs.items() if holds is None} == {"data", "metrics", "bitwise"}
 
 
@@ -128,7 +128,7 @@ def test_every_changed_byte_is_found(runs, trained, name):
         changed[place] ^= 1 << (place % 8)
         path.write_bytes(changed)
         try:
-            run = proof.read(runs[0])
+            run = evidence.read(runs[0])
             list(proof._metrics(run, data, CPU))
         except UserError:
             continue
@@ -141,7 +141,7 @@ def test_a_cut_or_longer_file_is_found(runs, name):
     for changed in (b"", content[:-1], content + b"\n", content + content):
         (runs[0] / name).write_bytes(changed)
         with pytest.raises(UserError):
-            proof.read(runs[0])
+            evidence.read(runs[0])
 
 
 def test_an_accuracy_that_goodness_does_not_give(runs, trained):
@@ -157,7 +157,7 @@ def test_goodness_that_the_weights_do_not_give(runs, trained):
     from ffrepro.evaluation import metrics
 
     reseal(runs[0] / "metrics.json", **metrics(table, test.labels, "last"), goodness_table=digest)
-    assert proof.read(runs[0]).metrics["accuracy"] == 100
+    assert evidence.read(runs[0]).metrics["accuracy"] == 100
     assert "goodness.safetensors: broken link: not the goodness of these weights" in broken(runs[0], trained)
     reseal(runs[0] / "metrics.json", environment={"device": "another"})  # where bits may differ, and not by so much
     assert "more than another machine's rounding" in broken(runs[0], trained)
@@ -168,7 +168,7 @@ def elsewhere(runs, trained, change):
     from ffrepro.evaluation import metrics
 
     _, test = splits(trained)
-    table = proof.read(runs[0]).goodness.clone()
+    table = evidence.read(runs[0]).goodness.clone()
     change(table, test.labels)
     digest = record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
     values = metrics(table, test.labels, "last")
@@ -177,7 +177,7 @@ def elsewhere(runs, trained, change):
 
 
 def test_rounding_of_another_machine_passes_and_what_counts_is_computed_here(runs, trained):
-    honest = proof.read(runs[0]).metrics["accuracy"]
+    honest = evidence.read(runs[0]).metrics["accuracy"]
     elsewhere(runs, trained, lambda table, _: table.mul_(1.0005))
     rungs = climb(runs[0], trained)
     assert rungs["goodness"].found.startswith("from the weights within 0.05 % (evaluated on another machine or by")
@@ -191,7 +191,7 @@ def test_an_accuracy_made_of_allowed_rounding_is_found(runs, trained):
         true = torch.nn.functional.one_hot(labels, 10).bool()
         table[..., 2] *= torch.where(true, 1.0009, 0.9991)
 
-    honest = proof.read(runs[0]).metrics["accuracy"]
+    honest = evidence.read(runs[0]).metrics["accuracy"]
     forged = elsewhere(runs, trained, nudge)
     if forged > honest + 0.5:
         assert "predictions differ: more than another machine's rounding" in broken(runs[0], trained)
@@ -226,7 +226,7 @@ def test_without_the_goodness_file_the_weights_tell(runs, trained):
     (runs[0] / "goodness.safetensors").unlink()
     rungs = climb(runs[0], trained)
     assert rungs["goodness"].holds
-    assert rungs["metrics"].accuracy == proof.read(runs[0]).metrics["accuracy"]
+    assert rungs["metrics"].accuracy == evidence.read(runs[0]).metrics["accuracy"]
     reseal(runs[0] / "metrics.json", goodness_table="0" * 64)
     assert broken(runs[0], trained).endswith("metrics.json: broken link: goodness_table is not of these weights")
 
@@ -239,14 +239,14 @@ def test_an_environment_that_tables_could_not_print_is_refused(runs, changed):
     facts = record.read_json(runs[0] / "record.json")
     reseal(runs[0] / "record.json", environment={**facts["environment"], **changed})
     with pytest.raises(UserError, match=r"record\.json: .*environment"):
-        proof.read(runs[0])
+        evidence.read(runs[0])
 
 
 @pytest.mark.parametrize("where", [{"environment": {"device": "another"}}, {"code": "0" * 64}])
 def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_the_weights_give(runs, trained, where):
     (runs[0] / "goodness.safetensors").unlink()
     reseal(runs[0] / "metrics.json", **where, goodness_table="0" * 64)
-    honest = proof.read(runs[0]).metrics
+    honest = evidence.read(runs[0]).metrics
     rungs = climb(runs[0], trained)
     assert rungs["goodness"].holds is None
     assert rungs["goodness"].found.endswith("its accuracies are within 0.00 points")
@@ -268,7 +268,7 @@ def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_th
 
 def test_a_run_evaluated_by_other_code_is_not_held_to_bits(runs, trained):
     """Evaluation changed and training did not: the goodness of an honest run is rounded in another way now."""
-    table = proof.read(runs[0]).goodness * 1.0005
+    table = evidence.read(runs[0]).goodness * 1.0005
     digest = record.write_tensors({"goodness": table}, runs[0] / "goodness.safetensors")
     values = evaluation.metrics(table, splits(trained)[1].labels, "last")
     path = runs[0] / "metrics.json"
@@ -296,7 +296,10 @@ def judged(runs, params, accuracies, target, reference=None, holds=(True, True),
     """The statistics of the two runs as if they were of a row with that rule, its own seeds 0 and 1 or others."""
     row = params.experiments["digits"]
     changed = {"seeds": rule.pop("seeds", (0, 1)), "verdict": row.verdict.model_copy(update=rule)}
-    both = [proof.read(folder)._replace(row=row.model_copy(update=changed)) for folder in proof.runs_of(runs[0].parent)]
+    both = [
+        evidence.read(folder)._replace(row=row.model_copy(update=changed))
+        for folder in evidence.runs_of(runs[0].parent)
+    ]
     metrics = [proof.Rung("metrics", "", its, value) for its, value in zip(holds, accuracies, strict=True)]
     return [(rung.found, rung.holds, code) for rung, code in proof.statistics(both, metrics, target, reference)]
 
@@ -412,9 +415,9 @@ def test_initial_weights_that_the_seed_does_not_make(runs, trained):
 def test_other_data(runs, trained):
     train, test = splits(trained)
     with pytest.raises(UserError, match="test data other than this project's digits"):
-        list(proof.ladder(proof.read(runs[0]), (train, test[torch.arange(1, 360)]), [], CPU))
+        list(proof.ladder(evidence.read(runs[0]), (train, test[torch.arange(1, 360)]), [], CPU))
     with pytest.raises(UserError, match="training data other than"):
-        list(proof.ladder(proof.read(runs[0]), (train[torch.arange(1, 1437)], test), [], CPU))
+        list(proof.ladder(evidence.read(runs[0]), (train[torch.arange(1, 1437)], test), [], CPU))
 
 
 def test_a_link_changed_and_sealed_anew(runs, trained):
@@ -618,7 +621,7 @@ def test_weights_of_another_type_are_refused(runs, trained, kind):
 
 
 def test_a_title_is_no_part_of_what_was_trained(runs, trained):
-    run = proof.read(runs[0])
+    run = evidence.read(runs[0])
     params = config.Params(
         seeds=(0,), experiments={"digits": run.row.model_copy(update={"title": "The same in other words"})}
     )
@@ -632,21 +635,21 @@ def test_a_rows_folder_may_be_a_link(runs, trained, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     target = runs[0].parent.rename(tmp_path / "elsewhere" / "job17")
     runs[0].parent.symlink_to(target)
-    folders = proof.runs_of(runs[0].parent)
-    assert [proof.read(folder).facts["seed"] for folder in folders] == [0, 1]
+    folders = evidence.runs_of(runs[0].parent)
+    assert [evidence.read(folder).facts["seed"] for folder in folders] == [0, 1]
 
 
 def test_a_name_that_cannot_be_printed_is_refused_in_one_line(runs, tmp_path):
     folder = (tmp_path / "x\nffrepro: ok all holds\n\x1b[2J").resolve()
     shutil.copytree(runs[0].parent, folder / "digits")
     with pytest.raises(UserError, match="cannot be printed; rename it") as error:
-        proof.runs_of(folder / "digits")
+        evidence.runs_of(folder / "digits")
     assert str(error.value).isprintable()
 
 
 def test_a_stray_file_beside_the_seeds_is_no_run(runs):
     (runs[0].parent / "8").touch()
-    assert [folder.name for folder in proof.runs_of(runs[0].parent)] == ["0", "1"]
+    assert [folder.name for folder in evidence.runs_of(runs[0].parent)] == ["0", "1"]
 
 
 def test_a_strangers_damaged_file_is_not_to_be_run_again(runs, trained):
@@ -694,7 +697,7 @@ def rechain(folder, states, **changes):
 
 
 def audited(runs, trained, epochs):
-    run = proof.read(runs[0])
+    run = evidence.read(runs[0])
     return {one.epoch: one for one in audit.audit(run, splits(trained)[0], runs[1], epochs, CPU)}
 
 
@@ -706,7 +709,7 @@ def test_every_epoch_of_an_honest_run_follows(runs, trained):
 
 def forge(runs, trained, change):
     """Alter the state after epoch 2, train epoch 3 from it, and chain, seal and publish it all as if it were honest."""
-    run, (folder, states) = proof.read(runs[0]), runs
+    run, (folder, states) = evidence.read(runs[0]), runs
     network, data = training.build(run.row, 0, CPU), splits(trained)[0]
     adams, memory = optimizers(network, run.row.training), negatives.memory(len(data.labels), 10, CPU)
     state = checkpoint.read(states / "2.pt", CPU)
@@ -910,7 +913,7 @@ def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(run
 
 
 def test_an_audit_says_that_it_does_not_know_the_row(runs, trained, params, capsys):
-    run, data = proof.read(runs[0]), splits(trained)[0]
+    run, data = evidence.read(runs[0]), splits(trained)[0]
     unknown = params.model_copy(update={"experiments": {}})
     assert audit.report(run, unknown, data, runs[1], 1, 0, CPU) == 0
     assert "-- row: digits is not in params.yaml" in capsys.readouterr().out
@@ -944,7 +947,7 @@ def test_a_state_of_another_network_in_the_chain_is_refused_in_one_line(runs, tr
 def test_an_audit_on_other_data_is_refused(runs, trained):
     data = splits(trained)[0]
     with pytest.raises(UserError, match="training data other than this project's digits"):
-        list(audit.audit(proof.read(runs[0]), data[torch.arange(1, 1437)], runs[1], [1], CPU))
+        list(audit.audit(evidence.read(runs[0]), data[torch.arange(1, 1437)], runs[1], [1], CPU))
 
 
 def test_the_command_audits_a_run(home):
@@ -966,7 +969,7 @@ def test_a_row_as_a_process_run_crate(runs, tmp_path):
     from rocrate.rocrate import ROCrate
     from ruamel.yaml import YAML
 
-    everything = [proof.read(folder) for folder in proof.runs_of(runs[0].parent)]
+    everything = [evidence.read(folder) for folder in evidence.runs_of(runs[0].parent)]
     crate.export(everything, tmp_path / "crate")
     for seed in ("0", "1"):
         for name in FILES:
@@ -986,7 +989,7 @@ def test_a_row_as_a_process_run_crate(runs, tmp_path):
     check = YAML(typ="safe").load(tmp_path / "crate" / "codecheck.yml")
     assert [one["file"] for one in check["manifest"]] == ["digits/0/metrics.json", "digits/1/metrics.json"]
     assert all((tmp_path / "crate" / one["file"]).exists() for one in check["manifest"])
-    climb_again = proof.read(tmp_path / "crate" / "digits" / "0")  # a crate can be verified as it is
+    climb_again = evidence.read(tmp_path / "crate" / "digits" / "0")  # a crate can be verified as it is
     assert climb_again.facts == facts
     with pytest.raises(UserError, match="not an empty folder"):
         crate.export(everything, tmp_path / "crate")

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from ffrepro import checkpoint, devices, layout, proof, record, targets, training
+from ffrepro import checkpoint, devices, evidence, layout, proof, record, targets, training
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_released_run_is_the_run_with_its_weights_rounded(trained):
         wanted = value.half() if value.is_floating_point() else value
         assert rounded[name].dtype == wanted.dtype
         assert torch.equal(rounded[name], wanted)
-    assert proof.read(results / "0").weights is None
+    assert evidence.read(results / "0").weights is None
     exported = trained.call("ffrepro", "export", "results/digits", "--to", "crate")
     assert exported.returncode == 0, exported.stderr
     copied = trained.root / "crate" / "digits" / "0" / "released.safetensors"
@@ -177,7 +177,7 @@ def test_the_published_weights_are_the_networks(published, params):
 
 
 def test_the_published_run_was_trained_twice_to_the_same_bits(published):
-    run = proof.read(published.run("cifar10", 0))
+    run = evidence.read(published.run("cifar10", 0))
     again = record.read_json(published.experiment("cifar10").parent / "again-0.json")
     assert len(again) == 145
     assert again == run.facts["chain"][:145]
@@ -185,7 +185,7 @@ def test_the_published_run_was_trained_twice_to_the_same_bits(published):
 
 def test_the_verdict_in_the_readme_is_what_verify_says(root, published, params):
     row = params.experiments["cifar10"]
-    runs = [proof.read(folder) for folder in proof.runs_of(published.experiment("cifar10").parent)]
+    runs = [evidence.read(folder) for folder in evidence.runs_of(published.experiment("cifar10").parent)]
     # what each one's own rung says of goodness and labels, `verify` checks; here is no data set
     metrics = [
         proof.Rung("metrics", "", None if run.weights is None else True, run.metrics["accuracy"]) for run in runs

@@ -11,6 +11,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -211,18 +212,24 @@ def work(row: Experiment) -> tuple[float, float]:
 def child(case: dict[str, Any], at_once: int = 1) -> dict[str, float]:
     """Measure a case in a process of its own; `at_once` of them side by side, their images per second added up."""
     command = [sys.executable, "-m", "ffrepro.bench", json.dumps(case)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(at_once)]
-    try:
-        results = [(process.communicate()[0], process.returncode) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # which are still there where this one is being ended
-            process.wait()
+    pipe = subprocess.PIPE  # their input stays open as long as this process lives: `end_with_parent`
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(at_once)]
+    results = [(process.stdout.read() if process.stdout else "", process.wait()) for process in processes]
     if code := max((code for _, code in results), key=abs):
         kind = MachineError if code == MachineError.exit_code else UserError
         raise kind(f"bench: {case['what']} ended with exit code {code}; see above")
     found = [json.loads(text) for text, _ in results]
     return {key: sum(one[key] for one in found) for key in found[0]}
+
+
+def end_with_parent() -> None:
+    """End this process once standard input ends, as it does with whoever holds its other end, however that ends."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def variants(row: Experiment) -> Iterable[tuple[str, str, Experiment]]:
@@ -379,4 +386,5 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(errors.run(lambda: print(json.dumps(measure(json.loads(sys.argv[1]))))))

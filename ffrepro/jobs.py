@@ -6,6 +6,7 @@ makes the files of its own run, as DVC's stages would, and `note` enters whole r
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -203,8 +204,9 @@ def _said(project: Layout, run: Run) -> str:
 
 def _why(project: Layout, run: Run, lacks: str) -> str:
     """Why a run that has ended is not done: what it lacks where it came to its end, else what its job said last."""
-    ended_well = (project.run(*run) / "metrics.json").exists() and tail(project.log(*run)).startswith(f"{run}: ")
-    return lacks if ended_well else _said(project, run)
+    said = _said(project, run)
+    ended_well = (project.run(*run) / "metrics.json").exists() and re.match(r"epoch (\d+)/\1\b", said)
+    return lacks if ended_well else said
 
 
 def _lives(process: int, since: float) -> bool:

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 from pydantic import TypeAdapter, ValidationError
 
-from ffrepro import __version__, claims, config, deviations, record, report, results, tables, targets, verdict
+from ffrepro import __version__, claims, config, deviations, lock, record, report, results, tables, targets, verdict
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.report import NOT_RUN, REFERENCE, percent
@@ -68,7 +68,8 @@ COMMANDS = {
 
 def write(project: Layout) -> Path:
     """Write report/index.html and the figures that it holds; returns its path."""
-    record.write_text(html(project), project.page)
+    with lock.alone(project.lock("report"), "writing the page"):
+        record.write_text(html(project), project.page)
     return project.page
 
 

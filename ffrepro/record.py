@@ -1,7 +1,6 @@
 """What ran, on what, from what: hashes of tensors and code, the environment, and files that are whole or absent."""
 
 import csv
-import fcntl
 import hashlib
 import importlib
 import json
@@ -9,7 +8,6 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,43 +177,23 @@ def driver(device: "torch.device") -> str | None:
 def write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` make the file under a temporary name, flush it to the disk, and only then give it its name.
 
-    Whatever stops the writer, the old content stays and nothing half-written is left. Two processes that write the same
-    file take turns.
+    Whatever stops the writer, the old content stays and nothing half-written is left.
     """
     # a node that Slurm has given up may still write what another one now writes too, on a file system without locks
     part = path.with_name(".".join(filter(None, (path.name, os.environ.get("SLURMD_NODENAME"), "part"))))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
-            try:
-                writer(part)
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
-                part.replace(path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+        try:
+            writer(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"{path.name}: cannot be written: {why}; free some space or rights and run again") from None
-
-
-@contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Hold the lock of a temporary file that still has its name then: who held it before may have given it another."""
-    while True:
-        file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            mine = False
-            with suppress(FileNotFoundError):
-                mine = os.path.samestat(os.fstat(file), part.stat())
-            if mine:
-                yield
-                return
-        finally:
-            os.close(file)
 
 
 def write_bytes(content: bytes, path: Path) -> None:

@@ -110,13 +110,13 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
     settings: their FFREPRO_DEVICE, unless it is auto, says which all of them are. Returns what was submitted. Raises
     UserError, MachineError where there is no Slurm or no submitit.
     """
+    start = _start(project, cluster)
     try:
         import submitit
     except ImportError:
         raise UserError("submit --slurm needs submitit, the extra `slurm`: `nox -s dev` installs it") from None
     if not shutil.which("sbatch"):
         raise MachineError("submit: there is no sbatch here; go to a login node of the cluster, or use --local N")
-    start = _start(project, cluster)
     with pipeline.alone(project):
         jobs.prepare(project, params, runs, settings)
         busy = {s.run: s.word for s in jobs.states(project, params, runs) if s.word in ("queued", "running")}

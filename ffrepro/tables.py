@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ffrepro import config, deviations, record, report, results, targets
+from ffrepro import config, deviations, lock, record, report, results, targets
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 
@@ -166,24 +166,25 @@ def write_all(project: Layout) -> str:
     paper's tables, the claims, and where all this departs from what it reproduces, so that no table goes without it."""
     from ffrepro import claims  # SciPy, which `ffrepro explain` need not wait for
 
-    rows, outcomes = report.table(project), claims.read(project)
-    printed = write(project)
-    judged = [report.claim_cells(outcome) for outcome in outcomes]
-    claims_md = report.markdown(report.CLAIM_COLUMNS, [list(line.values()) for line in judged])
-    text = "\n".join(
-        [
-            report.markdown(report.COLUMNS, [list(row.values()) for row in rows]),
-            *(one.as_("md") for one in printed),
-            f"## The paper's claims\n\n{claims_md}",
-            departures(project),
-        ]
-    )
-    record.write_text(report.as_csv(report.COLUMNS, rows), project.table("csv"))
-    record.write_text(text, project.table("md"))
-    record.write_text(report.as_csv(report.CLAIM_COLUMNS, judged), project.claims("csv"))
-    record.write_text(claims_md, project.claims("md"))
-    record.write_json(outcomes, project.claims("json"))
-    return text
+    with lock.alone(project.lock("report"), "writing tables"):
+        rows, outcomes = report.table(project), claims.read(project)
+        printed = write(project)
+        judged = [report.claim_cells(outcome) for outcome in outcomes]
+        claims_md = report.markdown(report.CLAIM_COLUMNS, [list(line.values()) for line in judged])
+        text = "\n".join(
+            [
+                report.markdown(report.COLUMNS, [list(row.values()) for row in rows]),
+                *(one.as_("md") for one in printed),
+                f"## The paper's claims\n\n{claims_md}",
+                departures(project),
+            ]
+        )
+        record.write_text(report.as_csv(report.COLUMNS, rows), project.table("csv"))
+        record.write_text(text, project.table("md"))
+        record.write_text(report.as_csv(report.CLAIM_COLUMNS, judged), project.claims("csv"))
+        record.write_text(claims_md, project.claims("md"))
+        record.write_json(outcomes, project.claims("json"))
+        return text
 
 
 def of_table(project: Layout, name: str) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from ffrepro import data, errors, layout, sources, switched_on
+from ffrepro import data, errors, layout, lock, sources, switched_on
 from ffrepro.progress import DownloadProgress, say
 
 
@@ -14,7 +14,8 @@ def main(name: str) -> None:
     with DownloadProgress() as progress:
         sources.fetch(name, project.downloads, mirror=mirror, offline=offline, report=progress.report, say=say)
     train, test = data.read(name, project.downloads)
-    data.save(train, test, project.data(name))
+    with lock.alone(project.lock(f"data-{name}"), f"preparing {name}"):  # as `verify` may, beside DVC
+        data.save(train, test, project.data(name))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from ffrepro import data, devices, network, training
+from ffrepro import data, devices, layout, lock, network, training
 from ffrepro.errors import MachineError
 
 WITH_LITTLE_MEMORY = """
@@ -183,6 +183,28 @@ def test_a_second_reproduce_waits_for_the_first_and_finds_its_work_done(project)
     assert "pipelines.train" not in err
     assert second.returncode == first.returncode
     assert json.loads(out)["verdict"] in first.communicate()[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "module", "arguments"),
+    [
+        ("report", "ffrepro", ["report"]),
+        ("report", "pipelines.table", []),
+        ("data-digits", "pipelines.prepare", ["digits"]),
+    ],
+)
+def test_what_two_commands_may_write_is_written_by_one_at_a_time(project, what, module, arguments):
+    command = [sys.executable, "-m", module, *arguments]
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    with lock.alone(layout.Layout(project.root).lock(what), "a test"):
+        process = subprocess.Popen(
+            command, cwd=project.root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        waits = process.stderr.readline().decode()
+    _, rest = process.communicate()
+    assert (waits, process.returncode) == (f"ffrepro: waiting until a test (process {os.getpid()}) has ended\n", 0), (
+        rest
+    )
 
 
 @pytest.mark.chaos

@@ -313,13 +313,20 @@ def test_a_finished_run_that_counts_no_more_says_why(project):
     assert states(project)["digits-0"][0] == "done"
     project.edit("params.yaml", "      epochs: 1\n", "      epochs: 2\n")
     assert states(project) == {"digits-0": ("failed", "of other parameters")}
+    log = project.root / "jobs" / "digits-0.log"
+    log.write_text("digits-0: epoch 1/2  loss 0.6\n")  # of a second job, which was killed
+    assert states(project) == {"digits-0": ("failed", "epoch 1/2  loss 0.6")}
 
 
-def test_a_container_that_is_not_there_is_told_before_anything_is_done(made):
-    with pytest.raises(
-        UserError, match=r"^cluster.yaml: container: given 'none.sif'; allowed: an image that is there$"
-    ):
-        slurm._start(made, slurm.Cluster(container="none.sif"))
+def test_a_container_that_is_not_there_is_told_before_anything_is_done(project):
+    (project.root / "cluster.yaml").write_text("container: none.sif\n")
+    done = project.run("ffrepro", "submit", "digits", "--slurm")
+    line = "ffrepro: cluster.yaml: container: given 'none.sif'; allowed: an image that is there\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert not (project.root / "data").exists()
+
+
+def test_a_container_that_is_not_on_this_machine_is_looked_for_by_apptainer(made):
     assert slurm._start(made, slurm.Cluster(container="docker://ffrepro"))[-1] == "docker://ffrepro"
     assert slurm._start(made, slurm.Cluster()) == []
 

@@ -172,7 +172,7 @@ def test_processes_that_would_go_on_from_other_states_are_refused(project, of_th
     (project.root / "apart.py").write_text(APART.format(of_the_second=of_the_second))
     done = by(project, 2, "apart.py")
     assert done.returncode != 0
-    assert done.stderr.count(f"ffrepro: torchrun: {line}") == 2
+    assert f"ffrepro: torchrun: {line}" in done.stderr
     assert (project.root / "checkpoints" / "digits-0.pt").read_bytes() == before
 
 

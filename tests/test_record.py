@@ -456,28 +456,6 @@ def test_a_header_without_a_hash_is_not_quoted(tmp_path, said):
         record.read_tensors(path)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from ffrepro import record
-
-for i in range(500):
-    record.write_text(sys.argv[2] * 100_000, Path(sys.argv[1]))
-"""
-
-
-def test_two_processes_that_write_one_file_take_turns(tmp_path):
-    path = tmp_path / "table.md"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter]) for letter in "ab"]
-    found = set()
-    while any(writer.poll() is None for writer in writers):
-        if path.exists():
-            found.add(path.read_text())
-    assert [writer.returncode for writer in writers] == [0, 0]
-    assert found == {"a" * 100_000, "b" * 100_000}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["table.md"]
-
-
 def test_writing_leaves_its_own_error_where_the_half_written_file_is_gone(tmp_path):
     def writer(part):
         part.write_text("half")

@@ -97,6 +97,7 @@ ELSEWHERE = {
     f"{CONTAINER} --gpus all -v cache:/data ffrepro reproduce cifar10": "not run: needs a GPU",
     "FFREPRO_USER=1000:1000 docker compose run --rm cpu reproduce digits": "tests/test_image.py, with another command",
     "ffrepro reproduce digits --portable": "by hand, in a fresh clone: it made the records to compare with",
+    "ffrepro reproduce ablation-digits --portable": "by hand, the first ones; seed 0 of the others by stages",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/digits": "by hand, in a fresh clone",
     "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",
     "source .venv/bin/activate": "by hand",

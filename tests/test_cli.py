@@ -57,6 +57,7 @@ def test_wrong_usage_exits_with_2_and_no_traceback(project, command):
         ("evaluate digits x", "given 'x' as the seed; allowed: a whole number from 0 up; usage: python -m "),
         ("run digits -1", "given '-1' as the seed; allowed: a whole number from 0 up; usage: python -m "),
         ("table all", "given 'all'; usage: python -m pipelines.table\n"),
+        ("scale 0", "scale: given 0 runs; allowed: 1 and more\n"),
         ("note check@digits", "/"),  # which is no repository of git's: DVC's own line
     ],
 )

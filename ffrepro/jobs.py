@@ -183,7 +183,7 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
             errors = tail(squeue.errors(project, its["job"])) if its["job"] else ""
-            yield State(run, "failed", _why(project, run, lacks) or errors or "ended before it began")
+            yield State(run, "failed", _why(project, run, lacks, said) or errors or "ended before it began")
 
 
 def _glance(project: Layout, params: Params, run: Run) -> str:
@@ -202,9 +202,8 @@ def _said(project: Layout, run: Run) -> str:
     return tail(project.log(*run)).removeprefix(f"{run}: ").removeprefix("ffrepro: ")
 
 
-def _why(project: Layout, run: Run, lacks: str) -> str:
+def _why(project: Layout, run: Run, lacks: str, said: str) -> str:
     """Why a run that has ended is not done: what it lacks where it came to its end, else what its job said last."""
-    said = _said(project, run)
     ended_well = (project.run(*run) / "metrics.json").exists() and re.match(r"epoch (\d+)/\1\b", said)
     return lacks if ended_well else said
 
@@ -341,7 +340,7 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
     return [
         State(run, elsewhere[run], "")
         if run in elsewhere
-        else State(run, "failed", _why(project, run, lacks))
+        else State(run, "failed", _why(project, run, lacks, _said(project, run)))
         if lacks
         else State(run, "done", "")
         for run, lacks in ended.items()

@@ -372,12 +372,14 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         for rung in ladder(run, splits, committed, device):
             _tell(rung)
             metrics += [rung] if rung.what == "metrics" else []
-            codes |= {EXIT_CODES[NOT_REPRODUCED]} if rung.holds is False else set()
+            if rung.holds is False:
+                codes.add(EXIT_CODES[NOT_REPRODUCED])
         runs.append(run)
     print(f"{name}, {len(runs)} seed{'s' * (len(runs) > 1)}")
     rung = _self_repeat(runs[0].row, device)
     _tell(rung)
-    codes |= {EXIT_CODES[NOT_REPRODUCED]} if rung.holds is False else set()
+    if rung.holds is False:
+        codes.add(EXIT_CODES[NOT_REPRODUCED])
     row, single = runs[0].row, path.is_file() or (path / "record.json").exists()
     if single and row.seeds != (runs[0].facts["seed"],):
         seeds = ", ".join(map(str, row.seeds))

@@ -13,15 +13,23 @@ import torch
 from pipelines.away import PART, PAUSED
 
 NOT_THERE = ("dvc", "rich", "ruamel", "safetensors", "typer", "sklearn", "scipy")  # Pillow comes with torchvision
+NOT_FOR_CUDA_TESTS = ("dvc", "matplotlib", "safetensors", "sklearn", "hypothesis", "rocrate", "statsmodels", "submitit")
 
 BARE = """
 import runpy, sys
 from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {absent} else find(name, *rest)
-sys.argv = ["away", *{arguments}]
-runpy.run_module("pipelines.away", run_name="__main__")
+
+
+class Find:  # no function, which pytest's own finder would make its method
+    def __call__(self, name, *rest):
+        return None if name.partition(".")[0] in {absent} else find(name, *rest)
+
+
+PathFinder.find_spec = Find()
+sys.argv = ["", *{arguments}]
+runpy.run_module("{module}", run_name="__main__")
 """
 
 
@@ -29,10 +37,14 @@ def away(project, *arguments, absent=NOT_THERE):
     """The script, in a process that cannot import what the borrowed machine lacks if anything is absent."""
     if not absent:
         return project.call("python", "-m", "pipelines.away", *arguments)
+    return bare(project.root, absent, "pipelines.away", *arguments)
+
+
+def bare(root, absent, module, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", BARE.format(absent=set(absent), arguments=list(arguments))],
-        cwd=project.root,
-        env={**os.environ, "PYTHONPATH": str(project.root), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", BARE.format(absent=set(absent), module=module, arguments=list(arguments))],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -58,6 +70,18 @@ def pieces(project, row, seed, *options, command="run", absent=NOT_THERE):
 def test_what_is_blocked_cannot_be_imported(project):
     done = away(project, "--help", absent={"numpy", "torch"})
     assert "No module named 'torch'" in done.stderr
+
+
+def test_the_cuda_tests_can_be_collected_with_the_packages_that_the_docs_name(root):
+    done = bare(
+        root,
+        NOT_FOR_CUDA_TESTS,
+        "pytest",
+        *["-m", "cuda", "-W", "default", "-p", "no:cacheprovider", "--collect-only", "-q"],
+        "tests/test_cuda.py",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_doctor_on_a_gpu" in done.stdout
 
 
 @pytest.fixture

@@ -33,13 +33,19 @@ class Stop(BaseException):  # no KeyboardInterrupt, which Typer would take for i
         self.exit_code = 128 + number
 
 
+def end_undisturbed() -> None:
+    """Let SIGINT and SIGTERM do nothing, to the process's end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # no SIG_IGN: of a signal that arrives right now and is then to be ignored, Python prints a traceback
+        signal.signal(number, lambda number, frame: None)
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM raise Stop, and those that follow do nothing: what ends is to end in order."""
+    """Let the first SIGINT or SIGTERM raise Stop, and those that follow do nothing."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
+        end_undisturbed()
         raise Stop(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -47,7 +53,8 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 MOST_NAMES = 16  # that a message lists
@@ -85,22 +92,27 @@ def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | 
 
 def run(main: Callable[..., int | None], *arguments: str) -> int:
     """Call an entry point; its exit code, with UserError, Ctrl-C and SIGTERM as lines on stderr, not tracebacks."""
-    with stoppable():
-        try:
-            if text := usage(main, arguments):
-                print(text)
-                return 0
-            code = main(*arguments) or 0
-        except UserError as error:
-            for line in str(error).splitlines():
-                print(f"ffrepro: {line}", file=sys.stderr)
-            code = error.exit_code
-        except Stop as stop:
-            print(
-                "ffrepro: interrupted; a training goes on from its last checkpoint with the same command",
-                file=sys.stderr,
-            )
-            code = stop.exit_code
+    try:
+        with stoppable():
+            code = _told(main, arguments)
+    except Stop as stop:
+        print(
+            "ffrepro: interrupted; a training goes on from its last checkpoint with the same command",
+            file=sys.stderr,
+        )
+        code = stop.exit_code
     if code and EXIT_CODE_FILE in os.environ:
         Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
     return code
+
+
+def _told(main: Callable[..., int | None], arguments: tuple[str, ...]) -> int:
+    try:
+        if text := usage(main, arguments):
+            print(text)
+            return 0
+        return main(*arguments) or 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"ffrepro: {line}", file=sys.stderr)
+        return error.exit_code

@@ -3,7 +3,6 @@
 DVC's command does so for every stage, which takes a second each, and longer the more there are.
 """
 
-import signal
 import sys
 
 from dvc.exceptions import DvcException
@@ -13,8 +12,7 @@ from ffrepro import errors
 
 
 def main(*names: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # DVC writes in place; it takes seconds
+    errors.end_undisturbed()  # DVC writes in place; it takes seconds
     try:
         _note(names)
     except DvcException as error:

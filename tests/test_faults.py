@@ -29,6 +29,56 @@ sys.exit(errors.run(train.main, "digits", "0"))
 """
 
 
+TOLD_TO_END = """
+import os, signal, sys
+from ffrepro import errors
+
+def tell(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+class Mistake(errors.UserError):
+    def __str__(self):
+        tell()
+        return ""
+
+def main():
+    {main}
+
+code = errors.run(main)
+tell(signal.SIGINT)
+tell()
+sys.exit(code)
+"""
+
+# A signal's handler in C tells Python by `arrives`; here it is called, in C alone, after `signal.signal` has looked for
+# signals that have arrived and before it sets the handler.
+TOLD_AGAIN = """
+import _signal, ctypes, functools, operator, os, signal, sys, types
+from ffrepro import errors
+
+python, number = ctypes.pythonapi, ctypes.c_int
+arrives = ctypes.PYFUNCTYPE(number, number)(("PyErr_SetInterruptEx", python))
+handles = ctypes.PYFUNCTYPE(number, number, number, ctypes.py_object)(("PyErr_SetInterruptEx", python))
+late = [signal.SIGTERM]
+
+def signal_signal(number, handler):
+    if number not in late:
+        return signal.signal(number, handler)
+    late.remove(number)
+    _signal.signal(signal.SIGCHLD, functools.partial(handles, number))
+    handler = handler if callable(handler) else int(handler)
+    calls = functools.partial(arrives, signal.SIGCHLD), functools.partial(_signal.signal, number, handler)
+    return [*map(operator.call, calls)][1]
+
+def main():
+    errors.signal = types.SimpleNamespace(**{**vars(signal), "signal": signal_signal})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+code = errors.run(main)
+sys.exit(1 if late else code)
+"""
+
+
 def start(project, *arguments, out=subprocess.PIPE):
     return subprocess.Popen(
         [sys.executable, "-m", "ffrepro", *arguments],
@@ -53,6 +103,20 @@ def stage_of(process):
     """The process of the stage that runs under a command."""
     children = psutil.Process(process.pid).children(recursive=True)
     return next(one for one in children if any(word.startswith("pipelines.") for word in one.cmdline()))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(TOLD_TO_END.format(main="tell()"), id="at work"),
+        pytest.param(TOLD_TO_END.format(main="raise Mistake"), id="telling of a mistake"),
+        pytest.param(TOLD_AGAIN, id="told again at the same instant"),
+    ],
+)
+def test_what_is_told_to_end_says_so_in_one_line_however_often_it_is_told(script):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    line = "ffrepro: interrupted; a training goes on from its last checkpoint with the same command\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", line)
 
 
 def test_memory_that_is_not_there_is_a_line_with_the_batch_that_would_fit(row):

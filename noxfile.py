@@ -135,7 +135,9 @@ def image(session: nox.Session) -> None:
             "docker-buildx) and start dockerd, or install podman and set CONTAINER_ENGINE=podman"
         )
     install(session, "dev")
-    session.run("pytest", "-s", "-m", "image and not slow", *session.posargs)
+    # two processes, as two of its tests train; -rP: what tests printed of the image is shown in the end
+    two = ["-n", "auto", "--maxprocesses", "2", "-rP"]
+    session.run("pytest", "-m", "image and not slow", *two, *session.posargs)
 
 
 CORE = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_commands import ELSEWHERE
 
-from ffrepro import __version__
+from ffrepro import __version__, lock
 
 ROOT = Path(__file__).parent.parent
 ENGINE = os.environ.get("CONTAINER_ENGINE", "docker")
@@ -49,12 +49,16 @@ def revision() -> str:
 
 
 @pytest.fixture(scope="session")
-def image(revision: str) -> str:
-    """The image's digest."""
-    say = f"a stand-in, {BASE}, not the pinned digest" if BASE else "the pinned digest"
-    print(f"\nbase: {say}; built in {build('ffrepro'):.0f} s")
-    print(shell("docker history --format '{{.Size}} {{.CreatedBy}}' ffrepro").stdout)
-    return shell("docker image inspect --format '{{.Id}}' ffrepro").stdout.strip()
+def image(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> str:
+    """The image's digest; built by the first of pytest's processes that asks for it."""
+    built = tmp_path_factory.getbasetemp().parent / f"image-{testrun_uid}"
+    with lock.alone(built.with_suffix(".lock"), "another process of pytest's"):
+        if not built.exists():
+            base = f"a stand-in, {BASE}, not the pinned digest" if BASE else "the pinned digest"
+            print(f"base: {base}; built in {build('ffrepro'):.0f} s")
+            print(shell("docker history --format '{{.Size}} {{.CreatedBy}}' ffrepro").stdout)
+            built.write_text(shell("docker image inspect --format '{{.Id}}' ffrepro").stdout.strip())
+    return built.read_text()
 
 
 @pytest.fixture
@@ -265,7 +269,7 @@ def test_the_readme_s_commands(image, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_source_and_lock_give_the_same_files_twice(image):
-    print(f"\nbuilt anew, with downloaded packages at hand, in {build('ffrepro-twin', '--no-cache'):.0f} s")
+    print(f"built anew, with downloaded packages at hand, in {build('ffrepro-twin', '--no-cache'):.0f} s")
     program = (
         "import hashlib, json, os; "
         'skip = ("/proc", "/sys", "/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"); '

@@ -49,6 +49,10 @@ def choose(given: str | None = None) -> torch.device:
     device = torch.device("cuda" if word != "cpu" and gpu_here() else "cpu")
     if device.type == "cpu":
         keep_pages()
+    else:
+        # An engine that is gone lives on until the garbage collector comes, and with it its graphs; to free those while
+        # another graph is captured would end that capture (pytorch #161037). So the collector comes before.
+        torch.compiler.config.force_cudagraph_gc = True
     return device
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ffrepro import augment, bench, config, determinism, devices, errors, layout, plain, record
@@ -27,6 +28,7 @@ from ffrepro.engine import Engine, draw
 from ffrepro.goodness import wrong_labels
 from ffrepro.network import Network
 from ffrepro.report import markdown
+from ffrepro.step import has_loss
 
 NETWORKS = {"large": "cifar10", "small": "ablation-symba-batch-overlapping"}  # the row whose network it is
 CONTESTANTS = [
@@ -39,6 +41,7 @@ CONTESTANTS = [
     ("small", "float16", "fast"),
     ("small", "bfloat16", "deterministic"),
 ]
+SIDES = {"cpu": "CPU", "by channel": "CPU, norms channel by channel", "gpu": "GPU"}  # of `differences`
 COMPARED = 64  # images of the step that float64 computes too; most of its time is the CPU's
 KINDS = {  # of kernels, by what their names contain; the first that fits
     "Adam": ("Adam", "multi_tensor"),
@@ -56,22 +59,40 @@ def engine_of(row: Experiment, device: torch.device, n: int) -> Engine:
 
 
 def differences(row: Experiment, device: torch.device) -> list[dict[str, Any]]:
-    """How far one float32 step's gradients are from float64's, on the CPU and on `device`: per parity and block.
+    """How far one float32 step's gradients are from float64's: per parity and block, on each side.
 
     |a - b| / |b| over a block's tensors, the embedding's with the first block's. The reference b is the plain loop's in
     float64 on the CPU, from the same weights and batch. Not of the new weights: Adam's first step goes by each
-    gradient's sign, also of a tiny one's. And not the CPU against the GPU alone: an activation that rounding moves
-    across zero switches its ReLU, so a window's first block is far less exact than float32, on either.
+    gradient's sign, also of a tiny one's. Sides: "cpu", as rows train there; "by channel", the same with each norm's
+    input laid out channel by channel, because PyTorch's batch norm for channels last adds a channel's values up one by
+    one on a CPU, and loses digits; and "gpu", where `device` is one.
     """
-    row = config.changed(row, {"training.precision": "float32"})
+    row, cpu = config.changed(row, {"training.precision": "float32"}), torch.device("cpu")
     found = []
     for parity in (0, 1):
         exact = _exact_gradients(row, parity)
-        sides = {"cpu": _gradients(row, parity, torch.device("cpu")), "gpu": _gradients(row, parity, device)}
-        for block in sides["cpu"]:
+        sides = {"cpu": _gradients(row, parity, cpu), "by channel": _gradients(row, parity, cpu, by_channel=True)}
+        if device.type != "cpu":
+            sides["gpu"] = _gradients(row, parity, device)
+        for block in exact:
             away = {side: distance(its[block], exact[block]) for side, its in sides.items()}
             found.append({"parity": parity, "block": block, **away})
     return found
+
+
+def in_float32(row: Experiment, found: list[dict[str, Any]], side: str) -> bool:
+    """Whether a side of a row's `differences` is as near to float64 as float32 can be, and TF32 cannot.
+
+    The bounds are about five times what "by channel" needs (docs/speed.md): 1e-3, and 1e-2 where rounding can switch a
+    gradient on or off: by another maximum where a block pools, by a ReLU where it learns by the next block's loss. (Its
+    own loss leaves a value near zero next to no gradient, so that it does not matter whether a ReLU lets it through.)
+    """
+
+    def switches(one: dict[str, Any]) -> bool:
+        _, pools = row.network.parsed()[one["block"] - 1]
+        return pools or not has_loss(one["block"] - 1, one["parity"], row.training.update)
+
+    return all(one[side] < (1e-2 if switches(one) else 1e-3) for one in found)
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -81,9 +102,14 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return math.sqrt(apart / length) if length else math.inf if apart else 0.0
 
 
-def _gradients(row: Experiment, parity: int, device: torch.device) -> dict[int, dict[str, torch.Tensor]]:
+def _gradients(
+    row: Experiment, parity: int, device: torch.device, *, by_channel: bool = False
+) -> dict[int, dict[str, torch.Tensor]]:
     """The engine's, by block and tensor, on the host."""
     engine = engine_of(row, device, row.training.batch)
+    for module in engine.network.modules():
+        if by_channel and isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     engine.draws = draw(row, 0, 0, row.training.batch).to(device)
     engine._step(parity)
     return by_block(engine.network)
@@ -269,11 +295,13 @@ def table(found: dict[str, Any]) -> str:
         rows = [[kind, f"{spent:.2f}"] for kind, spent in found["kernels"]["kinds"].items()]
         lines.append("\n" + markdown(("GPU time of a step", "ms"), rows))
     if isinstance(found.get("differences"), list):
+        sides = [side for side in SIDES if side in found["differences"][0]]
         rows = [
-            [f"{('even', 'odd')[one['parity']]} step", str(one["block"]), f"{one['cpu']:.1e}", f"{one['gpu']:.1e}"]
+            [f"{('even', 'odd')[one['parity']]} step", str(one["block"]), *(f"{one[side]:.1e}" for side in sides)]
             for one in found["differences"]
         ]
-        lines.append(markdown(("gradients, |float32 - float64| / |float64|", "block", "CPU", "GPU"), rows))
+        columns = ("gradients, |float32 - float64| / |float64|", "block", *(SIDES[side] for side in sides))
+        lines.append(markdown(columns, rows))
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ffrepro import config, engine, network, training
-from pipelines import precision
+from pipelines import gpu, precision
 
 
 @pytest.fixture
@@ -140,3 +140,17 @@ def test_what_it_cannot_do_is_a_line(project, arguments, line):
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
     assert not done.stdout
+
+
+def test_float32_keeps_within_the_bounds_that_are_its_and_half_precision_does_not(row, monkeypatch):
+    """What tests/test_cuda.py asks of a GPU, here with a quarter of the width and the CPU's norms by channel."""
+    blocks = "16 32P 32 32 32 64P 64 64 64 128P 128 128"
+    chosen, cpu = row("cifar10", blocks=blocks, batch=32, precision="float32"), torch.device("cpu")
+    exact = [gpu._exact_gradients(chosen, parity) for parity in (0, 1)]
+    monkeypatch.setattr(gpu, "_exact_gradients", lambda _, parity: exact[parity])
+    found = gpu.differences(chosen, cpu)
+    assert [one["block"] for one in found] == [*range(1, 13), *range(1, 12)]
+    assert gpu.in_float32(chosen, found, "by channel"), found
+    for kind in (torch.float16, torch.bfloat16):
+        with precision.rounding(kind, lambda *_: None):
+            assert not gpu.in_float32(chosen, gpu.differences(chosen, cpu), "by channel")

@@ -213,7 +213,9 @@ def child(case: dict[str, Any], at_once: int = 1) -> dict[str, float]:
     """Measure a case in a process of its own; `at_once` of them side by side, their images per second added up."""
     command = [sys.executable, "-m", "ffrepro.bench", json.dumps(case)]
     pipe = subprocess.PIPE  # their input stays open as long as this process lives: `end_with_parent`
-    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(at_once)]
+    processes = [  # in sessions of their own: Ctrl-C in a terminal would reach them while they start
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) for _ in range(at_once)
+    ]
     results = [(process.stdout.read() if process.stdout else "", process.wait()) for process in processes]
     if code := max((code for _, code in results), key=abs):
         kind = MachineError if code == MachineError.exit_code else UserError

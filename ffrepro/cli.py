@@ -505,7 +505,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that has no sign for ± prints another
             stream.reconfigure(errors="replace")
-    sys.exit(errors.run(lambda: app(prog_name="ffrepro")))
+    try:
+        sys.exit(errors.run(lambda: app(prog_name="ffrepro")))
+    finally:
+        errors.end_undisturbed()
 
 
 if __name__ == "__main__":

@@ -57,6 +57,32 @@ def stoppable() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def later() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the end of this: what is started in it is then known to who has to end it."""
+    arrived: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def deaf_to_the_terminal() -> None:
+    """For a child, as `preexec_fn`: until it says otherwise, Ctrl-C does nothing to it, and who started it ends it.
+
+    While it starts, it could answer by a traceback alone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 MOST_NAMES = 16  # that a message lists
 
 
@@ -102,7 +128,8 @@ def run(main: Callable[..., int | None], *arguments: str) -> int:
         )
         code = stop.exit_code
     if code and EXIT_CODE_FILE in os.environ:
-        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+        with contextlib.suppress(OSError):  # a full disk, most likely the failure itself, of which a line has told
+            Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
     return code
 
 

@@ -17,9 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
-from ffrepro import config, pipeline, record, squeue
+from ffrepro import config, errors, pipeline, record, squeue
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import MachineError, UserError
 from ffrepro.layout import Layout
@@ -151,7 +149,7 @@ def submitted(project: Layout) -> dict[Run, dict[str, Any]]:
 def write_down(project: Layout, run: Run, job: str | None = None, *, ended: bool = False) -> None:
     """One file a run, one writer: the command that submits. Without a job of Slurm's, its process is this one, until
     the run has ended."""
-    process = None if job or ended else [os.getpid(), psutil.Process().create_time()]
+    process = None if job or ended else [os.getpid(), _since(os.getpid())]
     record.write_json({"job": job, "process": process}, project.job(*run))
 
 
@@ -182,8 +180,8 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
         elif its["process"] and _lives(*its["process"]):
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
-            errors = tail(squeue.errors(project, its["job"])) if its["job"] else ""
-            yield State(run, "failed", _why(project, run, lacks, said) or errors or "ended before it began")
+            told = tail(squeue.errors(project, its["job"])) if its["job"] else ""
+            yield State(run, "failed", _why(project, run, lacks, said) or told or "ended before it began")
 
 
 def _glance(project: Layout, params: Params, run: Run) -> str:
@@ -208,11 +206,19 @@ def _why(project: Layout, run: Run, lacks: str, said: str) -> str:
     return lacks if ended_well else said
 
 
-def _lives(process: int, since: float) -> bool:
+def _lives(process: int, since: str | None) -> bool:
+    return since is not None and _since(process) == since
+
+
+def _since(process: int) -> str | None:
+    """Since when a process lives, by boot and clock tick, which do not change when the clock is set; None if it does
+    not live."""
     try:
-        return bool(psutil.Process(process).create_time() == since)
-    except psutil.NoSuchProcess:
-        return False
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot} {fields[19]}"  # starttime of proc(5)
 
 
 def note(project: Layout, params: Params, runs: Iterable[Run], *, anew: bool = False) -> list[Run]:
@@ -317,11 +323,17 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
                 while waiting and places:
                     run, place = waiting.popleft(), places.pop()
                     environment = pipeline.environment(settings | place)
-                    with project.log(*run).open("ab") as log:
+                    with project.log(*run).open("ab") as log, errors.later():
                         process = subprocess.Popen(
-                            command(run), cwd=project.root, env=environment, stdout=log, stderr=log, pass_fds=(held,)
+                            command(run),
+                            cwd=project.root,
+                            env=environment,
+                            stdout=log,
+                            stderr=log,
+                            pass_fds=(held,),
+                            preexec_fn=errors.deaf_to_the_terminal,
                         )
-                    running[run] = process, place
+                        running[run] = process, place
                     say(f"{run}: started")
                 for run, (process, place) in list(running.items()):
                     if process.poll() is not None:

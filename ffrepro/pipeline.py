@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from ffrepro import config, lock, record
+from ffrepro import config, errors, lock, record
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import EXIT_CODE_FILE, Stop, UserError
 from ffrepro.layout import Layout
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 DVC = [
     "-c",
-    "import signal, sys; from dvc.cli import main;"
-    "[signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)];"
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: None); from dvc.cli import main;"
     "signal.signal(signal.SIGUSR1, signal.default_int_handler); sys.exit(main())",
 ]
 """DVC for Python's command line, as `-m dvc`. It writes dvc.lock in place, after every stage: Ctrl-C and SIGTERM, which
@@ -103,16 +102,25 @@ def _forget_cut_off(path: Path) -> None:
     """Put aside a dvc.lock that was cut off: DVC writes it in place, and would fail from then on.
 
     What it said of whole runs, `jobs.taken_over` finds out again. Only the last entry is looked at: the others are
-    whole where it has begun, and all of a large file would take a minute.
+    whole where it has begun, and all of a large file would take a minute. It is left alone while a DVC holds its lock:
+    that one may be writing it.
     """
-    begin, *entries = lock_entries(path)
-    try:
-        read_lock("".join([begin, *entries[-1:]]))
-    except ValueError:
-        aside = Path(".dvc", "tmp", "dvc.lock.cut-off")
-        (path.parent / aside).parent.mkdir(parents=True, exist_ok=True)
-        path.replace(path.parent / aside)
-        print(f"ffrepro: dvc.lock: cut off while DVC wrote it; now {aside}, whole runs are kept", file=sys.stderr)
+    folder = Path(".dvc", "tmp")
+    (path.parent / folder).mkdir(parents=True, exist_ok=True)
+    with (path.parent / folder / "lock").open("a") as guard:  # DVC's
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # a file system without locks
+            pass
+        begin, *entries = lock_entries(path)
+        try:
+            read_lock("".join([begin, *entries[-1:]]))
+        except ValueError:
+            aside = folder / "dvc.lock.cut-off"
+            path.replace(path.parent / aside)
+            print(f"ffrepro: dvc.lock: cut off while DVC wrote it; now {aside}, whole runs are kept", file=sys.stderr)
 
 
 def lock_entries(path: Path) -> list[str]:
@@ -155,7 +163,7 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
 
     Raises UserError with the exit code of the last stage that failed; it has printed its own line by then.
     """
-    with alone(project) as held, tempfile.TemporaryDirectory() as scratch:
+    with alone(project) as held, _scratch() as scratch:
         code = Path(scratch) / "code"
         env = environment({**settings, EXIT_CODE_FILE: str(code), **_git_or_none(project, scratch)})
         if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
@@ -163,15 +171,26 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
             if not code.exists():  # no stage came to say why
                 why = "DVC failed; why stands above (exited with -9: killed, mostly for want of memory); run again"
             error = UserError(f"{', '.join(stages)}: {why}")
-            error.exit_code = int(code.read_text()) if code.exists() else 1
+            error.exit_code = int(code.read_text() or UserError.exit_code) if code.exists() else 1
             raise error
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        why = f"no folder for temporary files can be made: {error.strerror}"
+        raise UserError(f"{why}; free some space, or name a folder with TMPDIR") from None
+    with made as scratch:
+        yield scratch
 
 
 def _git_or_none(project: Layout, scratch: str) -> dict[str, str]:
     """What lets DVC work where no git is around the project: no variable of its own, only a system-wide file."""
     if any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
         return {}
-    Path(scratch, "config").write_text(NO_GIT)
+    record.write_text(NO_GIT, Path(scratch, "config"))
     return {"DVC_SYSTEM_CONFIG_DIR": scratch}
 
 
@@ -180,7 +199,7 @@ def note(project: Layout, stages: list[str]) -> None:
 
     Raises UserError where DVC fails; it has said why by then.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with _scratch() as scratch:
         env = environment(_git_or_none(project, scratch))
         if _call(["-m", "pipelines.note", *stages], project, env):
             raise UserError("DVC could not take over the runs that are done; why stands above")
@@ -229,13 +248,22 @@ def _call(
     held: locks that it holds too, should this process be killed. On Ctrl-C or SIGTERM everything that it started has
     ended before Stop goes on.
     """
-    command = [sys.executable, *program]
-    with subprocess.Popen(command, cwd=project.root, env=env, stdout=stdout or sys.stderr, pass_fds=held) as process:
-        try:
-            return process.wait()
-        except Stop:
+    process = None
+    try:
+        with errors.later():
+            process = subprocess.Popen(
+                [sys.executable, *program],
+                cwd=project.root,
+                env=env,
+                stdout=stdout or sys.stderr,
+                pass_fds=held,
+                preexec_fn=errors.deaf_to_the_terminal,
+            )
+        return process.wait()
+    except Stop:
+        if process:
             _end(process, is_dvc=program[:2] == DVC)
-            raise
+        raise
 
 
 def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
@@ -263,8 +291,8 @@ def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
 
 def _stopped(process: psutil.Process) -> list[psutil.Process]:
     """Stop a process; what it has started, once it has stopped indeed. The caller resumes it."""
-    process.suspend()
     while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        process.suspend()  # again, where someone else has just resumed it, as `timeout` does
         time.sleep(0.001)
     started: list[psutil.Process] = process.children(recursive=True)
     return started

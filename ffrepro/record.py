@@ -230,9 +230,9 @@ def read_sealed(path: Path, remedy: str = "") -> Any:
 
     remedy: as in `read_json`.
     """
-    content = read_json(path, remedy)
+    content, text = _json_and_text(path, remedy)  # once: a stage may replace the file now
     try:
-        whole = sealed(content).encode() == path.read_bytes()
+        whole = sealed(content) == text
     except (AttributeError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -262,15 +262,21 @@ def read_json(path: Path, remedy: str = "") -> Any:
 
     remedy: what to do about it, instead of running the stage that writes it.
     """
+    return _json_and_text(path, remedy)[0]
+
+
+def _json_and_text(path: Path, remedy: str) -> tuple[Any, str]:
+    """What JSON says, and its text, to the byte."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        text = path.read_bytes().decode()
+        content = json.loads(text, parse_constant=_no_number)
         level = [content]
         for _ in range(DEEP + 1):
             inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
             level = [part for parts in inner for part in parts]
         if level:
             raise RecursionError
-        return content
+        return content, text
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
     except (ValueError, OSError, RecursionError) as error:

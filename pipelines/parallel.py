@@ -3,7 +3,7 @@
 import sys
 
 from ffrepro import config, determinism, devices, errors, layout, parallel
-from pipelines.train import train, write
+from pipelines.train import train
 
 
 def main(name: str, seed: str) -> None:
@@ -14,9 +14,7 @@ def main(name: str, seed: str) -> None:
     device = devices.choose()
     with parallel.processes() as (rank, number):
         parallel.check(row, number)
-        trained = train(name, row, int(seed), device, project, rank=rank)
-        if not rank:
-            write(name, row, int(seed), trained, project)
+        train(name, row, int(seed), device, project, rank=rank)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ def main(name: str, seed: str, runs: str = "runs") -> None:
     row = config.read_experiment(project.experiment(name))
     devices.require(config.load(project.params), name)
     determinism.switch_on(fast=devices.fast())
-    trained = train(name, row, int(seed), devices.choose(), project, keep=devices.keep_states())
-    write(name, row, int(seed), trained, project)
+    train(name, row, int(seed), devices.choose(), project, keep=devices.keep_states())
     # The checkpoint stays until the weights are evaluated: a stop before DVC has noted that this is done costs nothing.
 
 
@@ -28,25 +27,30 @@ def train(
     *,
     rank: int = 0,
     keep: bool = False,
-) -> training.Trained:
-    """A run, or a process's share of it: only that of rank 0 tells of it."""
+) -> None:
+    """A run, or a process's share of it: only that of rank 0 tells of it and writes its files."""
     split, held_out = data.held_out(data.load(project.data(row.data.name))[0], row.data.held_out)
     run = f"{name}-{seed}"
-    with (  # a training whose DVC was killed goes on: this one waits, and finds it done
-        lock.alone(project.lock(f"{run}-{rank}" if rank else run), f"the training of {run}"),
-        devices.faults(run, device, row),
-        TrainingProgress(run, row.training.epochs, row.steps) as progress,
-    ):
-        told: dict[str, Any] = {} if rank else {"say": say, "progress": progress.step, "finished": progress.finished}
-        return training.train(
-            row,
-            seed,
-            split.to(device),
-            held_out.to(device) if row.data.held_out else None,
-            checkpoint=project.checkpoint(name, seed),
-            keep=keep,
-            **told,
-        )
+    # A training whose DVC was killed goes on: this one waits, and finds it done, its files written too.
+    with lock.alone(project.lock(f"{run}-{rank}" if rank else run), f"the training of {run}"):
+        with (
+            devices.faults(run, device, row),
+            TrainingProgress(run, row.training.epochs, row.steps) as progress,
+        ):
+            told: dict[str, Any] = (
+                {} if rank else {"say": say, "progress": progress.step, "finished": progress.finished}
+            )
+            trained = training.train(
+                row,
+                seed,
+                split.to(device),
+                held_out.to(device) if row.data.held_out else None,
+                checkpoint=project.checkpoint(name, seed),
+                keep=keep,
+                **told,
+            )
+        if not rank:
+            write(name, row, seed, trained, project)
 
 
 def write(name: str, row: config.Experiment, seed: int, trained: training.Trained, project: layout.Layout) -> None:

@@ -89,6 +89,22 @@ def test_a_bench_that_is_ended_leaves_no_measurement_behind(project, ending):
     assert not psutil.wait_procs(children, timeout=60)[1]
 
 
+def test_a_bench_that_a_terminal_ends_while_a_measurement_starts_says_so_in_one_line(project):
+    (project.root / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'ffrepro.bench' in sys.orig_argv:\n"
+        "    os.killpg(os.getpgid(os.getppid()), signal.SIGINT)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(project.root)}
+    command = [sys.executable, "-m", "ffrepro", "bench", "digits", "--device", "cpu"]
+    process = subprocess.Popen(
+        command, cwd=project.root, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _, err = process.communicate()
+    line = "ffrepro: interrupted; a training goes on from its last checkpoint with the same command\n"
+    assert (process.returncode, err) == (130, line)
+
+
 def test_a_wrong_option_is_one_line_before_anything_is_measured(project):
     done = project.run("ffrepro", "bench", "digits", "--batch", "100000")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -1,5 +1,6 @@
 """What a machine does to a run: memory and disk run out, folders go, processes are killed, clocks jump."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 
@@ -14,8 +16,9 @@ import psutil
 import pytest
 import torch
 
-from ffrepro import data, devices, layout, lock, network, training
-from ffrepro.errors import MachineError
+from ffrepro import data, devices, layout, lock, network, pipeline, training
+from ffrepro.errors import MachineError, UserError
+from pipelines import train
 
 WITH_LITTLE_MEMORY = """
 import resource, sys
@@ -290,18 +293,59 @@ def test_a_stage_that_is_killed_says_so_and_the_training_goes_on(project):
 
 
 def test_a_training_that_lost_its_parents_is_waited_for(project):
-    project.shrink(epochs=60, seeds=[0])  # so many that the next command comes in time to wait
+    project.shrink(epochs=20, seeds=[0])
     process = start(project, "reproduce", "digits", out=subprocess.DEVNULL)
     checkpoint_of(project, process)
     orphan = stage_of(process)
+    orphan.suspend()  # until the next command waits
     for one in (*reversed(psutil.Process(process.pid).children()), psutil.Process(process.pid)):
         one.kill()
     process.wait()
     assert orphan.status() != psutil.STATUS_ZOMBIE
-    again = project.run("ffrepro", "reproduce", "digits")
-    assert again.returncode in (0, 3, 4), again.stderr
-    assert f"ffrepro: waiting until the training of digits-0 (process {orphan.pid}) has ended\n" in again.stderr
-    assert "digits-0.pt: going on after epoch 60" in again.stderr
+    again = start(project, "reproduce", "digits")
+    told = []
+    while f"ffrepro: waiting until the training of digits-0 (process {orphan.pid}) has ended\n" not in told:
+        told.append(again.stderr.readline())
+        assert told[-1], told
+    orphan.resume()
+    _, err = again.communicate()
+    assert again.returncode in (0, 3, 4), err
+    assert "digits-0.pt: going on after epoch 20" in err
+
+
+def test_a_run_s_files_are_written_before_another_process_may_train_it(project, monkeypatch):
+    project.shrink(seeds=[0])
+    project.stages(["check", "digits"], ["prepare", "digits"])
+    held = []
+
+    def write(*_):
+        with layout.Layout(project.root).lock("digits-0").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(True)
+
+    monkeypatch.setattr(train, "write", write)
+    project.stages(["train", "digits", "0"])
+    assert held
+
+
+def test_a_signal_while_the_command_starts_or_is_over_is_no_traceback(project):
+    begin = '"""Typer commands'
+    project.edit("ffrepro/cli.py", begin, f"import os, signal; os.kill(os.getpid(), signal.SIGINT)\n{begin}")
+    done = project.run("ffrepro", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    project.edit("ffrepro/cli.py", "; os.kill(os.getpid()", "; import atexit; atexit.register(os.kill, os.getpid()")
+    done = project.run("ffrepro", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_exit_code_that_a_full_disk_does_not_take_is_no_traceback(project, monkeypatch):
+    done = project.call("python", "-m", "pipelines.train", "digits", "0", FFREPRO_EXIT_CODE_FILE="/dev/full")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "runs/digits/experiment.json: no such file" in done.stderr
+    monkeypatch.setattr(tempfile, "tempdir", str(project.root / "none"))
+    line = "no folder for temporary files can be made: No such file or directory; free some space, or name .* TMPDIR"
+    with pytest.raises(UserError, match=f"^{line}$"):
+        pipeline.repro(layout.Layout(project.root), ["report"], {})
 
 
 @pytest.mark.chaos
@@ -352,7 +396,7 @@ def test_a_full_disk_at_any_moment_is_a_line_and_the_same_command_goes_on(disk):
     failures, room = [], 0
     while True:
         again(f"size={(start_of + room) // 4096 * 4096}")
-        done = project.run("ffrepro", "reproduce", "digits", TMPDIR="/tmp")
+        done = project.run("ffrepro", "reproduce", "digits", TMPDIR=str(project.root))
         if done.returncode in (0, 3, 4):
             break
         assert "Traceback" not in done.stderr, done.stderr

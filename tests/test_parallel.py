@@ -55,8 +55,8 @@ def gradients(made_by, name):
     return found | dict(network.named_buffers()) | {"loss": loss, "separation": separation}
 
 
-def by(project, processes, *command, port=29517):
-    start = [sys.executable, torchrun, "--nproc-per-node", str(processes), "--master-port", str(port)]
+def by(project, processes, *command):
+    start = [sys.executable, torchrun, "--standalone", "--nproc-per-node", str(processes)]
     return project._run([*start, *command], {"FFREPRO_DEVICE": "cpu", "OMP_NUM_THREADS": "1"})
 
 
@@ -123,7 +123,7 @@ def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_proce
     weights, record, history = made()
     assert record["environment"]["processes"] == 2
     saved.unlink()
-    command = [sys.executable, torchrun, "--nproc-per-node", "2", "--master-port", "29518", *row]
+    command = [sys.executable, torchrun, "--standalone", "--nproc-per-node", "2", *row]
     process = subprocess.Popen(
         command, cwd=project.root, env=project_env(project), stderr=subprocess.DEVNULL, start_new_session=True
     )

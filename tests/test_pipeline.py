@@ -267,6 +267,7 @@ def test_a_signal_before_a_stage_has_begun_is_no_traceback(project):
     command = [sys.executable, "-m", "pipelines.train", "digits", "0"]
     process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, text=True)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # it imports for seconds more
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert (process.communicate()[1], process.returncode) == ("", 130)
@@ -297,6 +298,11 @@ stages:
             assert path.read_text() == text
     # "sch", "schema", "schema: '2" and a stage without its command, for which DVC has a line of its own alone
     assert told >= {3, 6, len("schema: '2"), len("schema: '2.0'\nstages:\n  prepare")}
+    path.write_text(whole[:6])
+    with (path.parent / ".dvc" / "tmp" / "lock").open() as guard:  # a DVC is writing it
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        with pipeline.alone(layout.Layout(project.root)):
+            assert path.read_text() == whole[:6]
     for cut in sorted(told)[:: len(told) // 4]:
         path.write_text(whole[:cut])
         assert project.run("dvc", "repro", "prepare@digits").returncode == 255
@@ -378,6 +384,43 @@ def group(leader):
             if os.getpgid(one.pid) == leader and (command := one.cmdline()):
                 found.append(command)
     return found
+
+
+IN_DVC = """
+import os, signal, sys
+if "dvc.cli" in str(sys.orig_argv):
+    os.killpg(os.getpgid(0), signal.SIGINT)
+"""
+BEFORE_DVC_IS_KNOWN = """
+import os, signal, subprocess
+class Popen(subprocess.Popen):
+    def __init__(self, command, *given, **named):
+        super().__init__(command, *given, **named)
+        if "dvc.cli" in str(command):
+            os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+"""
+
+
+@pytest.mark.parametrize(
+    ("at_start", "code"),
+    [pytest.param(IN_DVC, 130, id="to all"), pytest.param(BEFORE_DVC_IS_KNOWN, 143, id="to the command alone")],
+)
+def test_a_signal_while_dvc_starts_is_a_line_and_leaves_nothing_behind(project, at_start, code):
+    (project.root / "sitecustomize.py").write_text(at_start)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ffrepro", "reproduce", "digits"],
+        cwd=project.root,
+        env={**os.environ, "PYTHONPATH": str(project.root)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    _, err = process.communicate()
+    line = "ffrepro: interrupted; a training goes on from its last checkpoint with the same command"
+    assert (process.returncode, err.splitlines()[-1]) == (code, line), err
+    assert "Traceback" not in err
+    assert group(process.pid) == []
 
 
 def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project):

@@ -530,6 +530,15 @@ def test_a_history_is_a_line_a_row_under_the_first_rows_names(tmp_path):
 # Files that are sealed
 
 
+def test_what_is_sealed_is_read_once():
+    """So that a stage which replaces the file meanwhile is no broken link."""
+    out, into = os.pipe()
+    os.write(into, record.sealed({"a": 1}).encode())
+    os.close(into)
+    with os.fdopen(out):
+        assert record.read_sealed(Path(f"/dev/fd/{out}"))["a"] == 1
+
+
 def test_a_seal_is_the_hash_of_the_text_without_it(tmp_path):
     content = {"b": 1, "seal": "an old one", "a": [0.1, "\u2153"]}
     record.write_sealed(content, tmp_path / "a.json")

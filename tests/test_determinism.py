@@ -75,9 +75,9 @@ def test_the_portable_profile_gives_the_same_bits_on_other_makes_of_cpu(root, cp
 
 def test_the_portable_profile_uses_no_gpu(params, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.compiler.config, "force_cudagraph_gc", False)
-    assert devices.choose("auto").type == "cuda"
-    assert torch.compiler.config.force_cudagraph_gc
+    with torch.compiler.config.patch(force_cudagraph_gc=False):
+        assert devices.choose("auto").type == "cuda"
+        assert torch.compiler.config.force_cudagraph_gc
     monkeypatch.setenv("FFREPRO_PORTABLE", "1")
     assert devices.choose("auto").type == "cpu"
     with pytest.raises(UserError, match=r"^device: given cuda with the portable profile .*; allowed: auto, cpu$"):

@@ -31,7 +31,8 @@ DVC = [
     "signal.signal(signal.SIGUSR1, signal.default_int_handler); sys.exit(main())",
 ]
 """DVC for Python's command line, as `-m dvc`. It writes dvc.lock in place, after every stage: Ctrl-C and SIGTERM, which
-may reach it in the middle of that, do nothing; `_end` ends it by SIGUSR1, and it puts its locks away."""
+may reach it in the middle of that, do nothing (Ctrl-C by `_call`, before it starts); `_end` ends it by SIGUSR1, and it
+puts its locks away."""
 PATIENCE = 60  # seconds for a stage to end, before it is killed
 NO_GIT = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
 

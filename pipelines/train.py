@@ -33,10 +33,7 @@ def train(
     run = f"{name}-{seed}"
     # A training whose DVC was killed goes on: this one waits, and finds it done, its files written too.
     with lock.alone(project.lock(f"{run}-{rank}" if rank else run), f"the training of {run}"):
-        with (
-            devices.faults(run, device, row),
-            TrainingProgress(run, row.training.epochs, row.steps) as progress,
-        ):
+        with devices.faults(run, device, row), TrainingProgress(run, row.training.epochs, row.steps) as progress:
             told: dict[str, Any] = (
                 {} if rank else {"say": say, "progress": progress.step, "finished": progress.finished}
             )

@@ -96,7 +96,8 @@ def enter(command: str) -> None:
 
 
 def _take(command: str) -> None:
-    if not (OUT / LAID).exists() and {entry.name for entry in OUT.iterdir()} - NOTHING:
+    found = {entry.name for entry in OUT.iterdir()}  # before LAID, with which another container may just now begin
+    if not (OUT / LAID).exists() and found - NOTHING:
         raise UserError(f"{OUT}: holds other things than what this image has put there; give an empty folder")
     lock = alone(OUT)
     if lock is not None:

@@ -43,15 +43,33 @@ def end_undisturbed() -> None:
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Let the first SIGINT or SIGTERM raise Stop, and those that follow do nothing."""
+    hook = sys.unraisablehook
+    dropped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         end_undisturbed()
         raise Stop(number)
 
+    def again(number: int, frame: FrameType | None) -> None:
+        raise Stop(dropped[-1])
+
+    def drop(its: "sys.UnraisableHookArgs") -> None:
+        """Raise Stop a moment later: Python drops what is raised in a `__del__` or for a weak reference."""
+        if not isinstance(its.exc_value, Stop):
+            hook(its)
+            return
+        dropped.append(its.exc_value.exit_code - 128)
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    sys.unraisablehook = drop
     try:
         yield
     finally:
+        if dropped:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             if signal.getsignal(number) is stop:
                 signal.signal(number, handler)

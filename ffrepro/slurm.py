@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from ffrepro import config, jobs, pipeline
+from ffrepro import config, errors, jobs, pipeline
 from ffrepro.config import Params, Section, impossible
 from ffrepro.errors import MachineError, UserError
 from ffrepro.jobs import Run
@@ -130,7 +130,8 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             chosen = [run for run in fresh if needs[run] == kind]
             if not chosen:
                 continue
-            executor = submitit.SlurmExecutor(project.slurm / "%j", max_num_timeout=cluster.timeouts)
+            # all jobs in one folder: one of its own would be made after the job may have begun, and Slurm fails without
+            executor = submitit.SlurmExecutor(project.slurm, max_num_timeout=cluster.timeouts)
             executor.update_parameters(
                 job_name="ffrepro",
                 cpus_per_task=cluster.cpus,
@@ -145,12 +146,13 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             # a node's GPUs are not a run's that has not asked for one
             its = settings | ({"FFREPRO_DEVICE": "cpu"} if kind == "cpu" else {})
             trainings = [Training(project.root, run, start, its) for run in chosen]
-            made = submitted(executor, trainings)
-            for run, job in zip(chosen, made, strict=True):
-                jobs.write_down(project, run, job)
+            with errors.later():  # or Slurm has jobs that nobody here knows of
+                made = submitted(executor, trainings)
+                for run, job in zip(chosen, made, strict=True):
+                    jobs.write_down(project, run, job)
             ids.append(made[0].partition("_")[0])
         if ids:
-            executor = submitit.SlurmExecutor(project.slurm / "%j")
+            executor = submitit.SlurmExecutor(project.slurm)
             executor.update_parameters(
                 job_name="ffrepro-note",
                 cpus_per_task=1,

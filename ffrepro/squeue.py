@@ -30,4 +30,4 @@ def queue() -> dict[str, tuple[bool, str]]:
 
 def errors(project: Layout, job: str) -> Path:
     """Where Slurm itself and submitit say what became of a job."""
-    return project.slurm / job.partition("_")[0] / f"{job}_0_log.err"
+    return project.slurm / f"{job}_0_log.err"

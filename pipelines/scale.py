@@ -105,7 +105,7 @@ def submission(project: Layout, runs: list[jobs.Run]) -> float:
     """Seconds a run for an array of held jobs; they are cancelled."""
     import submitit
 
-    executor = submitit.SlurmExecutor(project.slurm / "%j")
+    executor = submitit.SlurmExecutor(project.slurm)
     executor.update_parameters(time=1, mem="1G", additional_parameters={"hold": True})
     made: list[str] = []
     trainings = [slurm.Training(project.root, run, [], {}) for run in runs]

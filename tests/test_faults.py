@@ -33,7 +33,7 @@ sys.exit(errors.run(train.main, "digits", "0"))
 
 
 TOLD_TO_END = """
-import os, signal, sys
+import os, signal, sys, time
 from ffrepro import errors
 
 def tell(number=signal.SIGTERM):
@@ -43,6 +43,10 @@ class Mistake(errors.UserError):
     def __str__(self):
         tell()
         return ""
+
+class Told:
+    def __del__(self):
+        tell()
 
 def main():
     {main}
@@ -113,6 +117,7 @@ def stage_of(process):
     [
         pytest.param(TOLD_TO_END.format(main="tell()"), id="at work"),
         pytest.param(TOLD_TO_END.format(main="raise Mistake"), id="telling of a mistake"),
+        pytest.param(TOLD_TO_END.format(main="Told(); time.sleep(20)"), id="in a __del__"),
         pytest.param(TOLD_AGAIN, id="told again at the same instant"),
     ],
 )

@@ -267,7 +267,7 @@ def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
     one.wait()
     assert one.states()["digits-0"][0] == "done", one.log("digits-0")
     assert "going on after epoch" in one.log("digits-0")
-    assert "--mem=2G" in next((project.root / "jobs" / "slurm" / one.job("digits-0")).glob("*.sh")).read_text()
+    assert "--mem=2G" in (project.root / "jobs" / "slurm" / f"{one.job('digits-0')}_submission.sh").read_text()
 
 
 def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, project_in, tmp_path):
@@ -297,3 +297,17 @@ def test_what_slurm_refuses_is_a_line(slurm, project):
         r"(.*\n)*ffrepro: Slurm refused the jobs: .*invalid partition.*; see cluster.yaml\n", done.stderr
     )
     assert one.states() == {}
+
+
+def test_ctrl_c_while_slurm_takes_the_jobs_leaves_none_that_is_not_known(slurm, project, tmp_path):
+    one = Submitted(project, slurm)
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" && kill -INT $PPID && sleep 5\n')
+    sbatch.chmod(0o755)
+    path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}", "SLURM_CONF": slurm.env["SLURM_CONF"]}
+    done = project.run("ffrepro", "submit", "digits", "--slurm", PYTHONPATH=str(project.root), **path)
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+    assert one.run("submit", "digits", "--slurm").stdout.startswith("0 of 2 runs submitted")
+    one.wait()
+    assert {word for word, _ in one.states("digits").values()} == {"done"}  # they had begun before sbatch ended

@@ -51,6 +51,9 @@ def test_pairs_that_a_mean_hides_are_told():
     outcome = claims.judge(claim(("a", "b"), ("c", "d"), ("c", "d")), rows)
     assert outcome["verdict"] == "supported"
     assert outcome["why"] == "mean difference +12.00 points; single pairs -1.00 to +38.00, 2 of 3 below 0"
+    rows |= results(e=[4, 5, 6], f=[3.5, 4.5, 5.5])
+    outcome = claims.judge(claim(("a", "b"), ("c", "d"), ("e", "e"), ("e", "f")), rows)
+    assert outcome["why"].endswith("single pairs -1.00 to +38.00, 1 of 4 below 0")
 
 
 def test_a_row_of_several_pairs_enters_with_its_whole_weight():
@@ -103,6 +106,7 @@ def test_highest_of_all_is_contradicted_by_one_pair_whose_p_counts_how_many_ther
     reversed_p = claims.judge(claim(("c", "a")), rows)["p"]
     assert outcome["p_reversed"] == pytest.approx(2 * reversed_p)
     assert outcome["verdict"] == "contradicted"
+    assert claims.judge(claim(("a", "b"), ("a", "b"), ("a", "b"), each=True), rows)["p_reversed"] == 1.0
     barely = {**rows, "c": spread([10.2, 11.2, 12.2])}
     assert claims.judge(claim(("a", "c")), barely)["verdict"] == "contradicted"
     assert claims.judge(claim(("a", "b"), ("a", "c"), each=True), barely)["verdict"] == "inconclusive"
@@ -119,9 +123,13 @@ def test_missing_rows_and_single_seeds_are_named():
     rows = results(a=[5, 6], b=[4])
     outcome = claims.judge(claim(("a", "c"), ("d", "b"), ("d", "c")), rows)
     assert (outcome["verdict"], outcome["why"], outcome["p"]) == ("not run", "no results of c, d", None)
+    outcome = claims.judge(claim(("a", "c"), ("d", "b")), rows, {"d": "1 of 5 seeds"})
+    assert outcome["why"] == "no results of c, d (1 of 5 seeds)"
     outcome = claims.judge(claim(("a", "b")), rows)
     assert (outcome["verdict"], outcome["difference"]) == ("inconclusive", None)
     assert outcome["why"] == "1 seed does not tell the spread: b"
+    outcome = claims.judge(claim(("a", "b"), ("a", "e")), {**rows, **results(e=[5])})
+    assert outcome["why"] == "1 seed does not tell the spread: b, e"
 
 
 def test_rows_that_go_up_and_down_by_seed_make_it_cautious():
@@ -255,3 +263,13 @@ def test_committed_results_answer_where_nothing_was_run_here(small):
     content["third"]["row"] = "other parameters"
     record.write_json(content, small.reference)
     assert claims.read(small)[1]["why"] == "no results of third"
+
+
+def test_released_runs_of_some_seeds_are_told_and_not_counted(root, tmp_path):
+    for name in ("params.yaml", "paper.yaml", "deviations.yaml"):
+        shutil.copy(root / name, tmp_path)
+    (tmp_path / "results" / "cifar10").mkdir(parents=True)
+    (tmp_path / "results" / "cifar10" / "0").symlink_to(root / "results" / "cifar10" / "0")
+    outcome = next(one for one in claims.read(Layout(tmp_path)) if one["id"] == "deep-above-shallow.ablation")
+    assert outcome["why"] == "no results of cifar10 (1 of 5 seeds), ablation-symba-batch-overlapping"
+    assert (outcome["verdict"], outcome["sources"]) == ("not run", [])

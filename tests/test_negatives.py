@@ -47,3 +47,27 @@ def test_memory_holds_the_last_margin_and_the_running_mean_of_the_class():
     assert known.classes[0, 2] == pytest.approx((1 - KEEP) * 2.0)
     assert known.classes[1, 0] == pytest.approx((1 - KEEP) * -1.0)
     assert known.classes[2].tolist() == [0, 0, 0]
+    before = known.classes.clone()
+    remember(known, torch.tensor([1]), torch.tensor([1]), torch.tensor([0]), torch.tensor([-3.0]))
+    before[1, 0] = KEEP * before[1, 0] + (1 - KEEP) * -3
+    assert torch.equal(known.classes, before)  # a pair that is not in the batch keeps what it has
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1.0 - 2**-24])
+def test_the_ends_of_the_noise_are_as_likely_as_any(extreme):
+    """The nearest to 0 and to 1 that float32 can draw neither forces a label nor forbids it."""
+    known = memory(1, 3, CPU)
+    labels, draws = torch.zeros(1, dtype=torch.int64), torch.full((1, 4), 0.5)
+    draws[0, 2] = extreme
+    for margin, label in ((-15.0, 2), (15.0, 1)):
+        known.images[0, 1] = margin
+        assert choose(known, 1.0, labels, labels, labels, draws) == label
+
+
+def test_the_uniform_share_is_of_draws_below_it():
+    known = memory(2, 3, CPU)
+    known.images[:] = torch.tensor([0.0, -50.0, 50.0])
+    draws = torch.full((2, 4), 0.5)
+    draws[:, 0] = torch.tensor([UNIFORM - 2**-26, UNIFORM])
+    labels, uniform = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+    assert choose(known, 1.0, torch.arange(2), labels, uniform, draws).tolist() == [1, 2]

@@ -77,13 +77,16 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait for the end of this: what is started in it is then known to who has to end it."""
+    """Let SIGINT, SIGTERM and SIGHUP wait for the end of this: who must end what is started in it knows of it then."""
     arrived: list[int] = []
 
     def wait(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it, for what is started here too
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, wait) for number in numbers}
     try:
         yield
     finally:

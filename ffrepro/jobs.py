@@ -180,8 +180,9 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
         elif its["process"] and _lives(*its["process"]):
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
-            told = tail(squeue.errors(project, its["job"])) if its["job"] else ""
-            yield State(run, "failed", _why(project, run, lacks, said) or told or "ended before it began")
+            told, why = tail(squeue.errors(project, its["job"])) if its["job"] else "", _why(project, run, lacks, said)
+            killed = told and why.startswith(("epoch ", "interrupted"))  # its own log does not say by whom, or why
+            yield State(run, "failed", told if killed else why or told or "ended before it began")
 
 
 def _glance(project: Layout, params: Params, run: Run) -> str:

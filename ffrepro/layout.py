@@ -79,7 +79,7 @@ class Layout:
 
     @property
     def slurm(self) -> Path:
-        """What submitit keeps, a folder an array."""
+        """What submitit keeps of all jobs."""
         return self.jobs / "slurm"
 
     def job(self, name: str, seed: int) -> Path:

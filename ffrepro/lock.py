@@ -29,7 +29,8 @@ def alone(path: Path, doing: str) -> Iterator[int]:
         except BlockingIOError:
             holder = os.pread(file, 4096, 0).decode(errors="replace") or "another process"
             print(f"ffrepro: waiting until {holder} has ended", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:  # NFS without its lock daemon, for one
             pass
         with contextlib.suppress(OSError):  # a full disk: it is locked all the same

@@ -108,12 +108,13 @@ def _forget_cut_off(path: Path) -> None:
     """
     folder = Path(".dvc", "tmp")
     (path.parent / folder).mkdir(parents=True, exist_ok=True)
-    with (path.parent / folder / "lock").open("a") as guard:  # DVC's
+    with contextlib.ExitStack() as held:
         try:
+            guard = held.enter_context((path.parent / folder / "lock").open("r+"))  # DVC makes it
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        except OSError:  # a file system without locks
+        except OSError:  # DVC is not at work, or a file system without locks
             pass
         begin, *entries = lock_entries(path)
         try:

@@ -1,9 +1,13 @@
 """A job array of Slurm's, a seed a job, by submitit; what the cluster is like stands in cluster.yaml."""
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}$")]
 EARLY = 60  # seconds by which Slurm may warn a job too early; one that has only just begun would not understand
+TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
+PATIENCE = 3600  # seconds a job that was told to end waits for Slurm to end it; longer than any grace time
+NOTE_MEMORY = 4  # GiB at the most; a data set is read
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 class Cluster(Section):
@@ -81,6 +89,8 @@ class Training:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+        if code in TOLD_TO_END:  # scancel, or the grace time of a job that gives way, which is queued again only if
+            time.sleep(PATIENCE)  # Slurm has to end it
         if code:
             sys.exit(code % 256)  # Slurm shall call the job failed
 
@@ -108,7 +118,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
     """Submit what is neither done nor submitted already, an array for the runs that need a GPU and one for the others.
 
     settings: their FFREPRO_DEVICE, unless it is auto, says which all of them are. Returns what was submitted. Raises
-    UserError, MachineError where there is no Slurm or no submitit.
+    UserError, also where Slurm takes only one of the arrays, MachineError where there is no Slurm or no submitit.
     """
     start = _start(project, cluster)
     try:
@@ -124,6 +134,8 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             say(f"{run}: {word} already, left alone")
         fresh = [run for run in runs if run not in busy and jobs.lacking(project, params, run)]
         jobs.note(project, params, [run for run in runs if run not in fresh and run not in busy])
+        taken: list[Run] = []
+        refused: list[UserError] = []
         ids, asked = [], settings["FFREPRO_DEVICE"]
         needs = {run: config.experiment(params, run.name).requires if asked == "auto" else asked for run in fresh}
         for kind in ("cuda", "cpu"):
@@ -134,32 +146,41 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
             executor = submitit.SlurmExecutor(project.slurm, max_num_timeout=cluster.timeouts)
             executor.update_parameters(
                 job_name="ffrepro",
-                cpus_per_task=cluster.cpus,
-                mem=f"{cluster.memory}G",
                 array_parallelism=cluster.parallel,
                 signal_delay_s=cluster.warning,
                 gres=cluster.gpu if kind == "cuda" else None,
-                **_common(cluster),
+                **_common(cluster, cluster.cpus, cluster.memory),
             )
             for run in chosen:
                 project.log(*run).unlink(missing_ok=True)
-            # a node's GPUs are not a run's that has not asked for one
-            its = settings | ({"FFREPRO_DEVICE": "cpu"} if kind == "cpu" else {})
+            # a node's GPUs and other cores are not a run's that has not asked for them
+            threads = os.environ.get("FFREPRO_THREADS") or str(cluster.cpus)
+            its = settings | ({"FFREPRO_DEVICE": "cpu", "FFREPRO_THREADS": threads} if kind == "cpu" else {})
             trainings = [Training(project.root, run, start, its) for run in chosen]
-            with errors.later():  # or Slurm has jobs that nobody here knows of
-                made = submitted(executor, trainings)
-                for run, job in zip(chosen, made, strict=True):
-                    jobs.write_down(project, run, job)
+            try:
+                with errors.later():  # or Slurm has jobs that nobody here knows of
+                    made = submitted(executor, trainings)
+                    for run, job in zip(chosen, made, strict=True):
+                        jobs.write_down(project, run, job)
+            except UserError as error:
+                refused.append(error)
+                continue
+            taken += chosen
             ids.append(made[0].partition("_")[0])
         if ids:
             executor = submitit.SlurmExecutor(project.slurm)
             executor.update_parameters(
                 job_name="ffrepro-note",
-                cpus_per_task=1,
+                signal_delay_s=1,
                 dependency=f"afterany:{':'.join(ids)}",
-                **_common(cluster),
+                **_common(cluster, 1, min(NOTE_MEMORY, cluster.memory)),
             )
-            submitted(executor, [Note(project.root, runs)])
+            try:
+                submitted(executor, [Note(project.root, runs)])
+            except UserError as error:
+                say(f"{error}: the last one, which enters what is done into dvc.lock; `ffrepro reproduce` does it too")
+    if refused:
+        raise UserError(f"{refused[0]}; submitted all the same: {len(taken)} of {len(fresh)}" if taken else refused[0])
     return fresh
 
 
@@ -175,9 +196,15 @@ def _start(project: Layout, cluster: Cluster) -> list[str]:
     return ["apptainer", "exec", "--nv", "--bind", root, "--pwd", root, image]
 
 
-def _common(cluster: Cluster) -> dict[str, object]:
-    """What every job is submitted with."""
+def _common(cluster: Cluster, cpus: int, memory: int) -> dict[str, object]:
+    """What every job is submitted with. What `srun` is told says what Slurm's versions, and a cluster's settings, would
+    otherwise decide in different ways: how many copies of a job there are, how many cores and which environment."""
     return {
+        "cpus_per_task": cpus,
+        "mem": f"{memory}G",
+        "ntasks_per_node": 1,
+        "srun_args": ["--ntasks=1", f"--cpus-per-task={cpus}", "--export=ALL"],
+        "wckey": None,  # submitit's own is none of a cluster's
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -187,14 +214,28 @@ def _common(cluster: Cluster) -> dict[str, object]:
     }
 
 
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the job in which this may run, as in `srun --pty bash`: sbatch would hand on what `srun` was told of it."""
+    mine = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SRUN_")) and name not in OF_THE_CLUSTER
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(mine)
+
+
 def submitted(executor: "submitit.SlurmExecutor", functions: "list[Training] | list[Note]") -> list[str]:
     """The jobs' ids. Raises UserError with what Slurm says against them."""
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        with executor.batch():  # themselves, since submitit asks them for a checkpoint
+        with _outside_of_jobs(), executor.batch():  # themselves, since submitit asks them for a checkpoint
             made = [executor.submit(function) for function in functions]
         return [job.job_id for job in made]
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         said = [line for line in str(error).splitlines() if "error" in line] or str(error).splitlines()[-1:]
         raise UserError(f"Slurm refused the jobs: {config.plain(said[0])}; see cluster.yaml") from None

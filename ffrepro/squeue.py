@@ -1,5 +1,6 @@
 """What Slurm says of the jobs that it was given."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ffrepro.errors import MachineError
 from ffrepro.layout import Layout
 
 TIMEOUT = 60  # seconds for Slurm's own commands
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
 
 def queue() -> dict[str, tuple[bool, str]]:
@@ -18,6 +20,7 @@ def queue() -> dict[str, tuple[bool, str]]:
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
+            env={name: its for name, its in os.environ.items() if not name.startswith("SQUEUE_")},  # what to leave out
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(f"squeue does not answer ({type(error).__name__}); go to a login node") from None
@@ -25,7 +28,7 @@ def queue() -> dict[str, tuple[bool, str]]:
         said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         raise MachineError(f"squeue: {config.plain(said[-1])}")
     rows = [line.split("|", 2) for line in done.stdout.splitlines()]
-    return {job: (state == "PENDING", reason) for job, state, reason in rows}
+    return {job: (state in WAITING, reason) for job, state, reason in rows}
 
 
 def errors(project: Layout, job: str) -> Path:

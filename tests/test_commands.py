@@ -80,6 +80,7 @@ ELSEWHERE = {
     "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 ffrepro verify "
     "results/ablation-fashion-symba-batch-layerwise/4": "by hand",
     "nox -s slurm": "by hand",
+    "dvc config --local core.hardlink_lock true": "tests/test_pipeline.py",
     "nox -s mutation": "by hand",
     "nox -s coverage": "by hand",
     "python -m pipelines.scale 1 10 100 1000 --slurm": "by hand",

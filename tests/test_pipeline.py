@@ -263,6 +263,15 @@ def outcome(project):
     return {path: path.read_bytes() for path in (project.root / "runs" / "digits").glob("[01]/*")}
 
 
+def test_dvcs_other_kind_of_lock_is_let_be(project):
+    project.shrink()
+    assert project.run("dvc", "config", "--local", "core.hardlink_lock", "true").returncode == 0
+    for _ in range(2):
+        done = project.run("ffrepro", "reproduce", "digits")
+        assert done.returncode in (3, 4), done.stderr
+    assert not (project.root / ".dvc" / "tmp" / "lock").exists()
+
+
 def test_a_signal_before_a_stage_has_begun_is_no_traceback(project):
     command = [sys.executable, "-m", "pipelines.train", "digits", "0"]
     process = subprocess.Popen(command, cwd=project.root, stderr=subprocess.PIPE, text=True)
@@ -299,7 +308,7 @@ stages:
     # "sch", "schema", "schema: '2" and a stage without its command, for which DVC has a line of its own alone
     assert told >= {3, 6, len("schema: '2"), len("schema: '2.0'\nstages:\n  prepare")}
     path.write_text(whole[:6])
-    with (path.parent / ".dvc" / "tmp" / "lock").open() as guard:  # a DVC is writing it
+    with (path.parent / ".dvc" / "tmp" / "lock").open("w") as guard:  # a DVC is writing it
         fcntl.flock(guard, fcntl.LOCK_EX)
         with pipeline.alone(layout.Layout(project.root)):
             assert path.read_text() == whole[:6]

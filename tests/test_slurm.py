@@ -43,6 +43,7 @@ NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port=17002 CPUs=1 RealMemory=
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=patient Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 
@@ -267,13 +268,18 @@ def test_a_run_that_takes_longer_than_its_job_may_goes_on(slurm, project):
     one.wait()
     assert one.states()["digits-0"][0] == "done", one.log("digits-0")
     assert "going on after epoch" in one.log("digits-0")
-    assert "--mem=2G" in (project.root / "jobs" / "slurm" / f"{one.job('digits-0')}_submission.sh").read_text()
+    script = (project.root / "jobs" / "slurm" / f"{one.job('digits-0')}_submission.sh").read_text()
+    assert "--mem=2G" in script
+    assert re.search(r"^srun .* --ntasks=1 --cpus-per-task=1 --export=ALL ", script, re.M)
+    assert "wckey" not in script
 
 
-def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, project_in, tmp_path):
+@pytest.mark.parametrize("partition", ["all", "patient"])  # the latter tells it to end, a minute before it ends it
+def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, project_in, tmp_path, partition):
     for name in ("with", "without"):
         (tmp_path / name).mkdir()
     one = Submitted(project_in(tmp_path / "with"), slurm)
+    one.cluster(partition=partition)
     assert one.run("submit", "digits", "--slurm").stdout.startswith("2 of 2 runs submitted")
     preempted = one.caught()
     node = slurm("squeue", "--noheader", f"--job={one.job(preempted)}", "--format=%N").strip()
@@ -306,8 +312,39 @@ def test_ctrl_c_while_slurm_takes_the_jobs_leaves_none_that_is_not_known(slurm, 
     sbatch.write_text(f'#!/bin/sh\n{shutil.which("sbatch")} "$@" && kill -INT $PPID && sleep 5\n')
     sbatch.chmod(0o755)
     path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}", "SLURM_CONF": slurm.env["SLURM_CONF"]}
-    done = project.run("ffrepro", "submit", "digits", "--slurm", PYTHONPATH=str(project.root), **path)
+    inside = {"SLURM_MEM_PER_CPU": "10", "SLURM_NTASKS": "2", "SQUEUE_STATES": "PENDING"}  # as in another job
+    done = project.run("ffrepro", "submit", "digits", "--slurm", PYTHONPATH=str(project.root), **path, **inside)
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
     assert one.run("submit", "digits", "--slurm").stdout.startswith("0 of 2 runs submitted")
     one.wait()
     assert {word for word, _ in one.states("digits").values()} == {"done"}  # they had begun before sbatch ended
+
+
+def test_slurm_may_take_one_array_and_refuse_the_other(slurm, project):
+    one = Submitted(project, slurm)
+    project.edit("params.yaml", "  ablation-digits-backprop:\n", "  ablation-digits-backprop:\n    requires: cuda\n")
+    names = ("digits", "ablation-digits-backprop")
+    environment = {"SLURM_CONF": slurm.env["SLURM_CONF"], "PYTHONPATH": str(project.root), "FFREPRO_DEVICE": "auto"}
+    done = project.run("ffrepro", "submit", *names, "--slurm", **environment)
+    assert done.returncode == 2, done.stderr
+    line = r"ffrepro: Slurm refused the jobs: .*generic resource.*; see cluster.yaml; submitted all the same: 2 of 4"
+    assert re.fullmatch(line, done.stderr.splitlines()[-1])
+    one.wait()
+    states = one.states(*names)
+    assert {run for run, (word, _) in states.items() if word == "done"} == {"digits-0", "digits-1"}
+    assert {run for run, (word, _) in states.items() if word == "not submitted"} == {
+        f"{names[1]}-{seed}" for seed in (0, 1)
+    }
+
+
+def test_status_tells_who_ended_a_run_that_cannot_say_so_itself(slurm, project):
+    one = Submitted(project, slurm)
+    project.edit("params.yaml", "seeds: [0, 1]", "seeds: [0]")
+    project.edit("params.yaml", "epochs: 40\n", "epochs: 4000\n")
+    assert project.run("ffrepro", "params", "graph").returncode == 0
+    assert one.run("submit", "digits", "--slurm").stdout.startswith("1 of 1 runs submitted")
+    slurm("scancel", one.job(one.caught()))
+    one.wait()
+    word, of = one.states("digits")["digits-0"]
+    assert (word, "CANCELLED" in of) == ("failed", True)
+    assert "interrupted; a training goes on from its last checkpoint" in one.log("digits-0")

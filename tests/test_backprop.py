@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from ffrepro import backprop, evaluation, record, training
 from ffrepro.backprop import Classifier
 from ffrepro.network import Convolutional
+from ffrepro.randomness import generator, uniform
 
 CPU = torch.device("cpu")
 TWIN = {"update": "backprop", "loss": "cross-entropy"}
@@ -25,6 +26,14 @@ def test_it_has_the_blocks_of_its_forward_forward_row_and_a_read_out(row):
     assert ours.read_out.weight.shape == (10, 16 * 4 * 4)
     count = sum(value.numel() for value in ours.parameters())
     assert count == 2 + 72 + 16 + 576 + 16 + 1152 + 2560 + 10
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    one, again, other = (Classifier((1, 8, 8), 10, [(50, False), (40, True)], "batch", seed) for seed in (0, 0, 1))
+    assert record.tensors_hash(one.state_dict()) == record.tensors_hash(again.state_dict())
+    assert not torch.equal(one.read_out.weight, other.read_out.weight)
+    assert torch.equal(one.blocks[0].conv.weight, uniform((50, 1, 3, 3), 1 / 3, generator(0, "initial weights")))
+    assert one.classes == 10
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
@@ -51,8 +60,6 @@ def test_a_step_is_that_of_a_plain_module(row, digits, norm):
 
 
 def training_order(seed):
-    from ffrepro.randomness import generator
-
     return generator(seed, "order", 0)
 
 

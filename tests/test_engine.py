@@ -9,10 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ffrepro import augment, negatives
-from ffrepro.data import Split
+from ffrepro.data import DATASETS, Split
 from ffrepro.engine import Draws, Engine, Graphs, draw
 from ffrepro.errors import UserError
-from ffrepro.step import optimizers, set_learning_rate
+from ffrepro.goodness import wrong_labels
+from ffrepro.step import learners, local_losses, optimizers, set_learning_rate
 from ffrepro.training import build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -139,6 +140,31 @@ def test_progress_gets_every_whole_batch(row):
 def test_a_block_without_a_loss_has_no_average(row):
     loss, separation = engine(row(blocks="4 4 4 4", batch=30), images(30)).epoch(0, 0)  # one step: an even one
     assert loss.isnan().tolist() == separation.isnan().tolist() == [True, False, True, False]
+
+
+def test_an_epochs_averages_are_over_the_steps_in_which_a_block_has_a_loss(row):
+    chosen, data, source = row(blocks="4 8P 8", batch=10, lr=1e-9), images(50), DATASETS["digits"]
+    loss, separation = engine(chosen, data).epoch(0, 0)
+    network, draws = build(chosen, 0, CPU), draw(chosen, 0, 0, 50)
+    found = [[], [], []]
+    for step, rows in enumerate(torch.arange(50).split(10)):
+        x, y = data[draws.order[rows]]
+        x = augment.apply(x, draws.geometry.rows(rows))
+        x = augment.normalise(x, torch.tensor(source.mean), torch.tensor(source.std))
+        made = local_losses(network, x, y, wrong_labels(y, draws.wrong[rows], 10), step, chosen.training)
+        for block, *both in zip(found[learners(step, "overlapping")], *made, strict=True):
+            block.append([one.mean().item() for one in both])
+    assert [len(block) for block in found] == [2, 3, 2]
+    expected = [torch.tensor(block).mean(0) for block in found]
+    torch.testing.assert_close(torch.stack([loss, separation], 1), torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_follows_its_schedule_within_an_epoch(row):
+    chosen = row(blocks="4 4P", batch=10, epochs=4, schedule="linear", lr=0.008)
+    trained = engine(chosen, images(50))
+    rates = []
+    trained.epoch(0, 1, lambda step: rates.append(trained.adams[step % 2].param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.008 * (1 - (1 + step / 5) / 4) for step in range(5)])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -6,11 +6,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import update_bn
 
-from ffrepro import augment
+from ffrepro import augment, record
 from ffrepro.augment import Geometry
 from ffrepro.data import DATASETS, Split
 from ffrepro.engine import Draws, draw
 from ffrepro.evaluation import (
+    CODE,
     accuracy,
     contenders,
     decide,
@@ -129,7 +130,7 @@ def test_the_blocks_that_vote_decide():
     assert predictions(table, "last-2").item() == 1
     assert predictions(table, "all").item() == 0
     found = metrics(table, torch.tensor([2]), "last")
-    assert found["accuracy"] == 100
+    assert (found["accuracy"], found["vote"], found["images"]) == (100, "last", 1)
     assert found["blocks"] == {"1": 0, "2": 0, "3": 100}
     assert found["votes"] == {"last": 100, "last-2": 0, "last-3": 0, "all": 0}
 
@@ -147,7 +148,7 @@ def test_contenders_by_hand():
     assert contenders(two, "last-2")[3].tolist() == [True, True, True]
 
 
-@pytest.mark.parametrize("vote", ["last", "last-2"])
+@pytest.mark.parametrize("vote", ["last", "last-2", "all"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_where_rounding_could_decide_float32_does(row, digits, precision, vote):
     chosen = row(blocks="16 32P 32", precision=precision, epochs=2, vote=vote)
@@ -161,12 +162,22 @@ def test_where_rounding_could_decide_float32_does(row, digits, precision, vote):
         return
     close = contenders(half, vote)
     assert 0 < pairs == close.sum() < close.numel()
-    voters = 1 if vote == "last" else 2
+    voters = {"last": 1, "last-2": 2, "all": 3}[vote]
     assert torch.equal(table[~close], half[~close])
-    assert torch.equal(table[..., :-voters], half[..., :-voters])
+    assert torch.equal(table[..., : 3 - voters], half[..., : 3 - voters])
     torch.testing.assert_close(table[close][:, -voters:], full[close][:, -voters:], rtol=1e-5, atol=0)
     assert torch.equal(predictions(table, vote), predictions(full, vote))
-    assert evaluate(network, digits[1], chosen)[1]["decided_in_float32"] == pairs
+    again, told = evaluate(network, digits[1], chosen)
+    assert torch.equal(again, table)
+    assert told == {
+        **metrics(table, digits[1].labels, vote),
+        "decided_in_float32": pairs,
+        "weights": record.tensors_hash(network.state_dict()),
+        "test_data": record.tensors_hash(digits[1]._asdict()),
+        "goodness_table": record.tensors_hash({"goodness": table}),
+        "environment": record.environment(CPU),
+        "code": record.code_hash(CODE),
+    }
 
 
 @pytest.mark.parametrize("name", ["cifar10", "ablation-symba-layer-overlapping", "hinton", "ablation-digits-backprop"])

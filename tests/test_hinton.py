@@ -5,6 +5,7 @@ import torch
 from ffrepro import evaluation, training
 from ffrepro.goodness import goodness
 from ffrepro.hinton import FullyConnected, Layer
+from ffrepro.randomness import generator, uniform
 
 ORIGINAL = {"norm": "length", "update": "layer-wise", "loss": "threshold"}
 
@@ -35,6 +36,13 @@ def test_a_layer_cannot_read_the_length_of_its_input():
     assert not torch.allclose(first(x), first(7 * x))
 
 
+def test_every_layer_but_the_first_normalises_and_a_silent_input_leaves_the_bias():
+    network = FullyConnected((1, 4, 4), 3, [5, 6, 7], 0)
+    assert [layer.normalises for layer in network.blocks] == [False, True, True]
+    layer = network.blocks[1]
+    assert torch.equal(layer(torch.zeros(1, 5))[0], layer.linear.bias.relu())
+
+
 def test_the_row_of_four_layers_of_2000_units(params):
     chosen = params.experiments["hinton"]
     network = training.build(chosen, 0, torch.device("cpu"))
@@ -55,6 +63,8 @@ def test_initial_weights_have_pytorchs_limits_and_depend_on_the_seed():
         for values in layer.parameters():
             assert values.abs().max() <= fan_in**-0.5
         assert layer.linear.weight.abs().max() > 0.95 * fan_in**-0.5
+    first = uniform((50, 64), 64**-0.5, generator(0, "initial weights"))
+    assert torch.equal(one.blocks[0].linear.weight, first)
 
 
 def test_a_layers_update_leaves_the_others_as_they_are(row, digits):

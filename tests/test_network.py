@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from scipy.stats import norm
 from torch.nn.functional import conv2d
 
-from ffrepro.network import Block, Convolutional, autocast, convolve, orthogonal
+from ffrepro.network import Block, Convolutional, Network, autocast, convolve, orthogonal
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -50,6 +51,27 @@ def test_the_label_enters_as_its_plane_and_only_there():
     overlaid = net.overlay(images, torch.tensor([3, 7]))
     assert torch.equal(overlaid[:, :3], images)
     assert torch.equal(overlaid[:, 3].flatten(1), net.embedding.weight[[3, 7]])
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_first_block_under_every_label_is_one_pass_a_label(pool, precision):
+    net = network("8P 4" if pool else "8 4", (3, 8, 8)).eval()
+    torch.nn.init.uniform_(net.blocks[0].norm.running_mean)
+    torch.nn.init.uniform_(net.blocks[0].norm.bias)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        quick, literal = net.under_every_label(images), Network.under_every_label(net, images)
+    assert quick.shape == literal.shape == (20, 8, *((4, 4) if pool else (8, 8)))
+    assert quick.dtype == precision
+    near = 1e-5 if precision == torch.float32 else 0.02
+    torch.testing.assert_close(quick.float(), literal.float(), rtol=near, atol=near)
+
+
+def test_without_a_label_patch_every_pixel_of_a_plane_is_a_draw_of_its_own():
+    plane = network("4 4", (3, 8, 8)).embedding.weight
+    assert len(plane.unique()) == plane.numel()
+    assert torch.equal(plane, normal((10, 8, 8), generator(0, "initial weights")).flatten(1))
 
 
 def test_initial_weights_depend_on_the_seed_alone():
@@ -117,6 +139,8 @@ def test_initial_weights_have_pytorchs_distributions():
     assert weights.abs().max() <= 1 / (128 * 9) ** 0.5
     assert weights.std() == pytest.approx((1 / (128 * 9) ** 0.5) / 3**0.5, rel=0.01)
     plane = normal((10, 10_000), generator(0, "test"))
+    drawn = torch.rand((10, 10_000), generator=generator(0, "test"), dtype=torch.float64)
+    assert plane.numpy() == pytest.approx(norm.ppf(drawn.numpy() + 2.0**-54), rel=1e-6, abs=1e-9)
     assert plane.mean() == pytest.approx(0, abs=0.01)
     assert plane.std() == pytest.approx(1, rel=0.01)
     assert ((plane.abs() < 1.959964).double().mean()) == pytest.approx(0.95, abs=0.005)

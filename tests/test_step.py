@@ -1,5 +1,7 @@
 """The step is exactly the authors', and touches what it may touch only."""
 
+import math
+
 import pytest
 import torch
 
@@ -82,6 +84,37 @@ def test_step_is_bitwise_the_literal_loop_at_full_width(row, blocks):
     chosen = row("cifar10", blocks=blocks, batch=8, epochs=2, precision="float32")
     data = images(80, (3, 32, 32))
     assert_same_weights(train(chosen, 0, data)[0], literal_training(chosen, 0, data, 2))
+
+
+def test_learning_rates_by_hand(row):
+    half = math.sqrt(0.5)
+    shares = {
+        "constant": [1, 1, 1, 1],
+        "linear": [1, 0.75, 0.5, 0.25],
+        "cosine": [1, (1 + half) / 2, 0.5, (1 - half) / 2],
+    }
+    for schedule, share in shares.items():
+        training = row(schedule=schedule, lr=0.004).training
+        rates = [learning_rate(training, progress) for progress in (0, 0.25, 0.5, 0.75)]
+        assert rates == pytest.approx([0.004 * one for one in share])
+
+
+@pytest.mark.parametrize("loss", ["symba", "threshold"])
+def test_losses_and_separations_of_a_step_by_hand(row, loss):
+    chosen = row(blocks="4 8P 8", loss=loss, threshold=1.5, slope=2.0).training
+    network = build(row(blocks="4 8P 8"), 0, CPU)
+    x, y, wrong = torch.rand(5, 1, 8, 8), torch.arange(5), torch.arange(5) + 5
+    losses, separations = local_losses(network, x, y, wrong, 1, chosen)
+    for found, separation, block in zip(losses, separations, (0, 2), strict=True):
+        activations = network(torch.cat([x, x]), torch.cat([y, wrong]))[block]
+        positive, negative = activations.double().pow(2).mean((1, 2, 3)).chunk(2)
+        torch.testing.assert_close(separation.double(), positive - negative)
+        if loss == "symba":
+            expected = torch.log1p(torch.exp(-4 * (positive - negative))).mean()
+        else:
+            both = torch.cat([2 * (1.5 - positive), 2 * (negative - 1.5)])
+            expected = torch.log1p(torch.exp(both)).mean()
+        torch.testing.assert_close(found.double(), expected)
 
 
 def test_windows_overlap_and_alternate():

@@ -159,6 +159,14 @@ def test_an_epochs_averages_are_over_the_steps_in_which_a_block_has_a_loss(row):
     torch.testing.assert_close(torch.stack([loss, separation], 1), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
+def test_the_memory_of_hard_labels_holds_by_how_much_the_wrong_one_leads(row):
+    trained = engine(row(blocks="4 8P 8", batch=50, update="layer-wise", hardness=2.0), images(50))
+    _, separation = trained.epoch(0, 0)  # one step: each image under one wrong label
+    held = trained.memory.images
+    assert held.isfinite().sum(1).tolist() == [1] * 50
+    assert held.nanmean().item() == pytest.approx(-separation[-1].item(), rel=1e-4)
+
+
 def test_the_rate_follows_its_schedule_within_an_epoch(row):
     chosen = row(blocks="4 4P", batch=10, epochs=4, schedule="linear", lr=0.008)
     trained = engine(chosen, images(50))

@@ -9,8 +9,8 @@ FROM ${BASE_IMAGE} AS base
 # package comes from that day too. A base that names none takes what its own archive has today, in the same version.
 RUN find /etc/apt/sources.list.d -name debian.sources \
         -exec sed -i '/^# http.*snapshot/{N;s|^# \([^\n]*\)\nURIs:.*|URIs: \1|}' {} + \
-    && apt-get -o Acquire::Check-Valid-Until=false update \
-    && apt-get install -y --no-install-recommends tini=0.19.0-1+b3 \
+    && apt-get -o Acquire::Check-Valid-Until=false -o Acquire::Retries=5 update \
+    && apt-get -o Acquire::Retries=5 install -y --no-install-recommends tini=0.19.0-1+b3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log
 
 
@@ -64,8 +64,8 @@ LABEL org.opencontainers.image.title="ffrepro" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE_IMAGE}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# CUDA comes with the packages; the host's driver (580 or newer) is let in by --gpus all.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# CUDA comes with the packages; the host's driver (580 or newer) is let in by --gpus all, and by nothing else.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # PYTHONSAFEPATH: code is the image's, also where a folder with other code is the current one.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/ffrepro PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -42,12 +43,22 @@ LOCKS = {  # what each lock is compiled from
 }
 
 
+os.environ.pop("PYTHONPATH", None)  # what a cluster's modules put there would come before the locked packages
 # Where Python may keep no bytecode, every process would compile PyTorch and SciPy for itself: seconds each.
 BYTECODE = {"UV_COMPILE_BYTECODE": "1"} if os.environ.get("PYTHONDONTWRITEBYTECODE") else {}
 
 
+def here(session: nox.Session) -> None:
+    """End with a line where the packages could be installed and the project not run."""
+    if sys.platform != "linux":
+        session.error("ffrepro runs on Linux; on Windows use WSL, on a Mac the container (docs/container.md)")
+    if not (3, 11) <= sys.version_info[:2] < (3, 15):
+        session.error("ffrepro needs Python 3.11 to 3.14: uvx --python 3.13 --from 'nox[uv]' nox -s ...")
+
+
 def install(session: nox.Session, lock: str) -> None:
     """The locked packages, every one checked by hash, and the project itself from here."""
+    here(session)
     session.install("--require-hashes", "-r", f"requirements/{lock}.txt", env=BYTECODE)
     if lock != "lint":
         session.install("--no-deps", "--no-build-isolation", "-e", ".")
@@ -235,6 +246,7 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def dev(session: nox.Session) -> None:
     """Make .venv with everything: source .venv/bin/activate, and `ffrepro`, `dvc`, `pytest` are there."""
+    here(session)
     python = ["--python", ".venv"]
     session.run("uv", "venv", "--allow-existing", ".venv")
     session.run("uv", "pip", "sync", "--require-hashes", *python, "requirements/dev.txt", env=BYTECODE)

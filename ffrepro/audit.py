@@ -78,6 +78,8 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             state = _state(path, chain[epoch - 1], device)
             try:
                 checkpoint.restore(state, network, adams, memory)
+            except checkpoint.MACHINES:
+                raise
             except Exception:  # what stands where tensors should can fail in any way
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
         start = {name: value.clone() for name, value in learned(checkpoint.snapshot(network, adams, memory)).items()}
@@ -153,6 +155,8 @@ def _state(path: Path, link: dict[str, Any], device: torch.device) -> dict[str, 
     state = checkpoint.read(path, device)
     try:
         found = checkpoint.hashes(state)
+    except checkpoint.MACHINES:
+        raise
     except Exception:  # what stands where tensors should can fail in any way
         raise UserError(f"{path.parent.name}/{path.name}: not a whole checkpoint") from None
     if found != (link["weights"], link["optimizer"]):

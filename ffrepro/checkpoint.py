@@ -5,6 +5,7 @@ shown to them, or that they trained themselves, is the one that this training we
 """
 
 import copy
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,13 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ffrepro import record
-from ffrepro.errors import UserError
+from ffrepro.errors import MachineError, UserError
 from ffrepro.negatives import Memory
 from ffrepro.network import Network
+
+# What a machine does while a state is read, and says nothing of the file
+MACHINES = (torch.OutOfMemoryError, torch.AcceleratorError)
+UNREADABLE = (errno.EACCES, errno.EIO, errno.ENOLCK, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Link(TypedDict):
@@ -94,6 +99,8 @@ class Checkpoint:
             return [], ""
         try:
             state = read(self.path, self.device)
+        except MachineError:  # it may be whole all the same
+            raise
         except UserError as error:
             return [], f"{error}: not resumed, training starts anew"
         differs = [name for name in self.key if state["key"].get(name) != self.key[name]]
@@ -122,6 +129,8 @@ class Checkpoint:
             if whole := whole and hashes(state) == (its["weights"], its["optimizer"]):
                 restore(state, self.network, self.adams, self.memory)  # may convert, and leave out
                 whole = hashes(snapshot(self.network, self.adams, self.memory)) == hashes(state)
+        except MACHINES:
+            raise
         except Exception:  # what is no tensor, or one of another shape, is refused by PyTorch in its own ways
             whole = False
         if not whole:
@@ -204,13 +213,17 @@ def fits(saved: Any, mine: Mapping[str, Tensor]) -> None:
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint's state. Raises UserError when the file is not a whole one."""
+    """A checkpoint's state. Raises UserError when the file is not a whole one, MachineError where it cannot be read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         missing = {"key", "started", "network", "optimizers", "memory", "history", "chain", "seal"} - state.keys()
         if not missing and not (isinstance(state["key"], dict) and isinstance(state["started"], str)):
             raise TypeError
+    except MACHINES:
+        raise
     except Exception as error:  # torch.load has no error of its own: a damaged file can raise almost anything
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
+            raise MachineError(f"{path}: cannot be read ({error.strerror}); run again, or delete it") from None
         raise UserError(f"{path.name}: not a whole checkpoint ({type(error).__name__})") from None
     if missing:
         raise UserError(f"{path.name}: not a whole checkpoint (without {', '.join(sorted(missing))})")

@@ -339,6 +339,8 @@ def audit(
         )
     kept = project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
     folder, chosen = audit.folder(states) if states else kept, devices.choose(device)
+    if devices.stand_in(run.row, chosen) != run.row.training.precision:
+        raise errors.MachineError("audit: this run trained in float16, for which a CPU takes days; audit it on a GPU")
     with devices.faults("audit", chosen):
         code = audit.report(run, config.load(project.params), splits[0], folder, epochs, draw, chosen)
     raise typer.Exit(code)

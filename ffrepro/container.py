@@ -16,10 +16,11 @@ IMAGE = Path(__file__).parent.parent
 OUT, DATA = Path("/out"), Path("/data")
 LAID = ".ffrepro-image.json"  # in OUT: of each file of the image, the hashes that it was laid out with
 LOCK = ".ffrepro-container.lock"
-NOTHING = {LOCK, f"{LAID}.part", "lost+found"}  # what a folder may hold that nothing has been laid out in
+NOTHING = {LOCK, f"{LAID}.part", "lost+found", ".DS_Store"}  # what a folder may hold that nothing has been laid out in
 CODE = ("ffrepro/", "pipelines/", "dvc.yaml")
 READING = ("", "list", "explain", "doctor", "params", "bench")  # commands that need no folder
-USAGE = 'docker run --user "$(id -u):$(id -g)" -v "$PWD/out:/out" ...'
+GIVE = 'give a folder of yours: docker run --user "$(id -u):$(id -g)" -v "$PWD/out:/out" ...'
+IDENTITY = "0 0 4294967295"  # /proc/self/uid_map where users are the host's
 
 
 def files(root: Path) -> Iterator[str]:
@@ -63,6 +64,10 @@ def alone(out: Path) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
+    except OSError as error:
+        os.close(lock)
+        why = f"its file system has no locks ({error.strerror}), without which DVC does not work"
+        raise UserError(f"{out}: {why}; give a folder on another one, such as this machine's own disk") from None
     (out / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)  # of a container that was killed
     return lock
 
@@ -70,6 +75,17 @@ def alone(out: Path) -> int | None:
 def mounted(path: Path) -> bool:
     """Whether something is mounted there, a folder of the same disk too, which `os.path.ismount` does not see."""
     return any(line.split()[4] == str(path) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def unwritable() -> str:
+    """Why OUT, which is mounted, cannot be written, as far as it can be told from inside."""
+    if os.statvfs(OUT).f_flag & os.ST_RDONLY:
+        return "mounted read-only"
+    if OUT.stat().st_uid == os.getuid():
+        return "yours, and not writable: where SELinux is enforced, mount it with :Z at its end"
+    if " ".join(Path("/proc/self/uid_map").read_text().split()) != IDENTITY:
+        return "not writable for this user of an engine without root: --user 0:0 (podman: --userns keep-id) may be you"
+    return "not writable for this user"
 
 
 def enter(command: str) -> None:
@@ -84,12 +100,11 @@ def enter(command: str) -> None:
         os.chdir(IMAGE)
         return
     if not os.access(OUT, os.W_OK | os.X_OK):
-        why = "not writable for this user" if mounted(OUT) else "nothing is mounted there"
-        raise UserError(f"{OUT}: {why}; give a folder of yours: {USAGE}")
+        raise UserError(f"{OUT}: {unwritable() if mounted(OUT) else 'nothing is mounted there'}; {GIVE}")
     try:
         _take(command)
     except OSError as error:  # another user's files, a file system without locks
-        raise UserError(f"{error.filename or OUT}: {error.strerror}; give a folder of yours: {USAGE}") from None
+        raise UserError(f"{error.filename or OUT}: {error.strerror}; {GIVE}") from None
     if not mounted(OUT):
         print(f"ffrepro: nothing is mounted at {OUT}: what this makes goes with the container", file=sys.stderr)
     os.chdir(OUT)

@@ -4,13 +4,14 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
 
 import torch
 
-from ffrepro import negatives, portable, switched_on, training
+from ffrepro import negatives, portable, record, switched_on, training
 from ffrepro.config import SHAPES, Experiment, Params, changed, experiment
 from ffrepro.data import Split
 from ffrepro.engine import Engine
@@ -34,7 +35,7 @@ def choose(given: str | None = None) -> torch.device:
     """CUDA where there is one, unless the CPU was asked for. Raises MachineError for CUDA where there is none.
 
     The portable profile is a CPU's: UserError for CUDA beside it. Also takes FFREPRO_THREADS, the number of CPU threads
-    (default: PyTorch's own choice; the portable profile has one).
+    (default: PyTorch's own choice, and no more than `cores`; the portable profile has one).
     """
     word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
     if threads:
@@ -42,10 +43,14 @@ def choose(given: str | None = None) -> torch.device:
             raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
         if not portable():
             torch.set_num_threads(int(threads))
+    elif cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
     if word == "cuda" and portable():
         raise UserError("device: given cuda with the portable profile (FFREPRO_PORTABLE); allowed: auto, cpu")
     if word == "cuda" and not gpu_here():
-        raise MachineError("device: cuda was asked for, and PyTorch finds no CUDA GPU here; use --device cpu")
+        raise MachineError(
+            f"device: cuda was asked for, and PyTorch finds no CUDA GPU here{why_none()}; use --device cpu"
+        )
     device = torch.device("cuda" if word != "cpu" and gpu_here() else "cpu")
     if device.type == "cpu":
         keep_pages()
@@ -54,6 +59,16 @@ def choose(given: str | None = None) -> torch.device:
         # another graph is captured would end that capture (pytorch #161037). So the collector comes before.
         torch.compiler.config.force_cudagraph_gc = True
     return device
+
+
+def cores() -> int:
+    """How many CPU cores there are for this process: also by a container's, a pod's or a job's share of time, of which
+    PyTorch does not know: it would start a thread for every core that it sees."""
+    try:
+        from joblib import cpu_count
+    except ImportError:  # a borrowed machine
+        return len(os.sched_getaffinity(0))
+    return int(cpu_count())
 
 
 def gpu_here() -> bool:
@@ -109,8 +124,32 @@ def require(params: Params, name: str, given: str | None = None, *, measure: boo
     same = ", or the same with --device cpu (FFREPRO_DEVICE=cpu)"
     if row.training.precision != stand_in(row, cpu):
         same = f"; in {row.training.precision}, which this row has, a CPU takes many times as long"
-    none = "the portable profile is a CPU's" if portable() else "PyTorch finds none here"
+    none = "the portable profile is a CPU's" if portable() else f"PyTorch finds none here{why_none()}"
     raise MachineError(f"{name} needs a CUDA GPU and {none}; this CPU {takes}; run {instead} instead{same}")
+
+
+def why_none() -> str:
+    """In brackets, why PyTorch finds no GPU, in its own words; "" where there simply is none."""
+    words = []
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # of several classes
+        words = [str(error).partition(". ")[0].partition("\n")[0]]
+    if words and "Found no NVIDIA driver" in words[0]:
+        words = ["NVIDIA's driver is there without its libraries: in a container, --gpus all"] if has_driver() else []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        words.append(f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}")
+    return f" ({'; '.join(words)})" if words else ""
+
+
+def has_driver() -> bool:
+    return record.driver(torch.device("cuda")) is not None
+
+
+# What PyTorch has no class of its own for: memory of the host, of cuBLAS, of a GPU whose management library is shut off
+# (MIG in a container), and what cuDNN and cuBLAS say of a GPU that failed.
+NO_MEMORY = re.compile("can't allocate memory|CUDA.*(out of memory|ALLOC_FAILED)|NVML_SUCCESS")
+FAILED = re.compile(r"^(CUDA|cuDNN) error|^(GET|FIND) was unable to find an engine|CUDA_CALL|CUDACachingAllocator")
 
 
 @contextlib.contextmanager
@@ -125,20 +164,16 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         full = error.__traceback__
-    except torch.AcceleratorError as error:
-        why = str(error.args[0]).splitlines()[0]
-        again = "the same command goes on from the last checkpoint" if row else "run again"
-        if "no kernel image" in why:
-            known = sorted({_capability(name) for name in torch.cuda.get_arch_list()} or {0})
-            raise MachineError(
-                f"{run}: PyTorch has no code for this GPU ({why}), only for compute capability {known[0] / 10:.1f} to "
-                f"{known[-1] / 10:.1f}; use --device cpu (FFREPRO_DEVICE=cpu), or another GPU"
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        why = "".join(str(error.args[0]).splitlines()[:1]) if error.args else ""
+        if NO_MEMORY.search(why):
+            full = error.__traceback__
+        elif isinstance(error, torch.AcceleratorError | torch.cuda.DeferredCudaCallError) or FAILED.search(why):
+            raise _failed(
+                run, why, "the same command goes on from the last checkpoint" if row else "run again"
             ) from None
-        raise MachineError(f"{run}: the GPU failed ({why}); once the GPU answers again, {again}") from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # PyTorch has no class of its own for the host's memory
+        else:
             raise
-        full = error.__traceback__
     if full:
         where = f"{run}: out of memory on {device.type}"
         traceback.clear_frames(full)  # they hold the tensors of the step that failed, also here, after the handler
@@ -151,6 +186,23 @@ def faults(run: str, device: torch.device, row: Experiment | None = None) -> Ite
             f"{where} with training.batch {row.training.batch}; {batch or 'no smaller one'} would fit here now: free "
             "some and run again, or give that batch to a row of your own (docs/adding.md)"
         )
+
+
+def _failed(run: str, why: str, again: str) -> MachineError:
+    if "no kernel image" in why:
+        known = sorted({_capability(name) for name in torch.cuda.get_arch_list()} or {0})
+        return MachineError(
+            f"{run}: PyTorch has no code for this GPU ({why}), only for compute capability {known[0] / 10:.1f} to "
+            f"{known[-1] / 10:.1f}; use --device cpu (FFREPRO_DEVICE=cpu), or another GPU"
+        )
+    if "unable to find an engine" in why:  # cuDNN keeps to itself why each of its ways failed
+        return MachineError(
+            f"{run}: the GPU's memory is full, or the GPU failed, or cuDNN has no deterministic way for it ({why}); "
+            f"see who uses it (nvidia-smi), then {again}"
+        )
+    if "num_gpus" in why:  # several MIG parts, of which CUDA sees one
+        return MachineError(f"{run}: PyTorch cannot tell the GPUs apart ({why}); name one with CUDA_VISIBLE_DEVICES")
+    return MachineError(f"{run}: the GPU failed ({why}); once the GPU answers again, {again}")
 
 
 def _capability(architecture: str) -> int:

@@ -68,11 +68,12 @@ def _device(device: torch.device) -> Iterator[Finding]:
         "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
     if device.type != "cuda":
-        none = f"none that PyTorch finds (CUDA {torch.version.cuda} build)"
+        none = f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"
         yield Finding("GPU", f"{'not used' if torch.cuda.is_available() else none}; rows that need CUDA wait")
         return
     gpu = torch.cuda.get_device_properties(device)
     facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"
+    facts += ", bfloat16 emulated" if gpu.major < 8 else ""
     libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     yield Finding("GPU", f"{facts}; {libraries}, driver {record.driver(device) or 'not told'}")
 

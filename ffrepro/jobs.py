@@ -153,11 +153,15 @@ def write_down(project: Layout, run: Run, job: str | None = None, *, ended: bool
     record.write_json({"job": job, "process": process}, project.job(*run))
 
 
-def tail(path: Path) -> str:
-    """The last line of a log; "" where it has none."""
+def tail(path: Path, begin: str = "") -> str:
+    """The last line of a log that begins so; "" where it has none."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in file.read().decode(errors="replace").splitlines()
+            if line.strip() and line.startswith(begin)
+        ]
         return config.plain(lines[-1].strip()) if lines else ""
     return ""
 
@@ -180,7 +184,8 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
         elif its["process"] and _lives(*its["process"]):
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
-            told, why = tail(squeue.errors(project, its["job"])) if its["job"] else "", _why(project, run, lacks, said)
+            log, why = squeue.errors(project, its["job"] or ""), _why(project, run, lacks, said)
+            told = tail(log, "slurmstepd") or tail(log)  # srun's last word is only that it was killed
             killed = told and why.startswith(("epoch ", "interrupted"))  # its own log does not say by whom, or why
             yield State(run, "failed", told if killed else why or told or "ended before it began")
 
@@ -396,6 +401,6 @@ def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[
     _require(params, runs, settings)
     if os.environ.get("FFREPRO_THREADS") or settings.get("FFREPRO_PORTABLE"):  # whose runs have one thread
         return [{} for _ in range(processes)]
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, devices.cores() // processes)
     say(f"{threads} CPU thread{'s' if threads > 1 else ''} a run (FFREPRO_THREADS says otherwise)")
     return [{"FFREPRO_THREADS": str(threads)} for _ in range(processes)]

@@ -60,9 +60,12 @@ def write_graph(params: Params, project: Layout) -> None:
 
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
-    """The environment of a stage: this Python first on the path, and our settings laid over the caller's."""
+    """The environment of a stage: this Python first on the path, and our settings laid over the caller's.
+
+    DVC starts stages by $SHELL, which may be none (nologin), or put another Python first.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **settings, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return {**os.environ, **settings, "PATH": path, "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
 
 
 @contextlib.contextmanager
@@ -171,7 +174,7 @@ def repro(project: Layout, stages: list[str], settings: dict[str, str]) -> None:
         if _call([*DVC, "repro", "--keep-going", *stages], project, env, held=(held,)):
             why = "a stage failed; its own line stands above"
             if not code.exists():  # no stage came to say why
-                why = "DVC failed; why stands above (exited with -9: killed, mostly for want of memory); run again"
+                why = 'DVC failed; why stands above (if it is "exited with -9": killed, mostly for want of memory)'
             error = UserError(f"{', '.join(stages)}: {why}")
             error.exit_code = int(code.read_text() or UserError.exit_code) if code.exists() else 1
             raise error
@@ -190,7 +193,7 @@ def _scratch() -> Iterator[str]:
 
 def _git_or_none(project: Layout, scratch: str) -> dict[str, str]:
     """What lets DVC work where no git is around the project: no variable of its own, only a system-wide file."""
-    if any((folder / ".git").exists() for folder in (project.root, *project.root.parents)):
+    if (project.root / ".git").exists():  # not that of a folder around it, which may ignore all that lies here
         return {}
     record.write_text(NO_GIT, Path(scratch, "config"))
     return {"DVC_SYSTEM_CONFIG_DIR": scratch}

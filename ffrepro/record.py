@@ -100,6 +100,19 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+CHOOSING = (
+    "CUBLASLT_WORKSPACE_SIZE",
+    "CUBLAS_EMULATE_SINGLE_PRECISION",
+    "CUBLAS_EMULATION_STRATEGY",
+    "DISABLE_ADDMM_CUDA_LT",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_BLAS_PREFER_CUBLASLT",
+    "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
+    "TORCH_CUDNN_V8_API_DISABLED",
+)
+"""Variables by which PyTorch and its libraries choose other ways of computing on a GPU; few set any."""
+
+
 def environment(device: "torch.device") -> dict[str, Any]:
     """What the bits of a run depend on besides code, parameters and data. Names no user, host or path."""
     import torch
@@ -115,6 +128,8 @@ def environment(device: "torch.device") -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
+        if chosen := sorted(f"{name}={os.environ[name]}" for name in CHOOSING if name in os.environ):
+            facts["variables"] = " ".join(chosen)
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
         if not portable():  # the libraries know more kinds of CPU than PyTorch's name for the instruction set tells

@@ -26,6 +26,7 @@ from ffrepro.errors import UserError
 
 LARGEST = 512 << 20  # bytes of a file, packed or unpacked; the largest of ours is SVHN's train_32x32.mat, 182,040,794
 SLOWEST = 1 << 10  # bytes a second, the mean over PATIENCE, that a server has to send at the least
+WORTH = 1 << 18  # bytes that have to come before a connection that broke off is worth another; LARGEST bounds them all
 PATIENCE = 60.0  # seconds of waiting for a server after which its rate is looked at
 
 
@@ -100,17 +101,29 @@ def _fetch(
         archive.unlink()
         raise UserError(f"not the archive it should be ({size} bytes): {reason}; removed")
 
-    opener, unpack = getattr(urllib.request, "_opener", None), data._unpack
+    def copy_on(location: str, target: Path, report: data.Report) -> None:
+        while True:
+            before = target.stat().st_size if target.exists() else 0
+            try:
+                copy(location, target, report)
+                return
+            except UserError as error:
+                if "broke off" not in str(error) or not target.exists() or target.stat().st_size - before < WORTH:
+                    raise
+                say(_printable(f"{location}: {error}: going on"))
+
+    opener, copy, unpack = getattr(urllib.request, "_opener", None), data._copy, data._unpack
     urllib.request.install_opener(urllib.request.build_opener(_HTTP, _HTTPS, _Redirects, _Login(mirror, login)))
-    data._unpack = bounded_unpack
+    data._copy, data._unpack = copy_on, bounded_unpack
     try:
         data.fetch(
             name, root, mirror=mirror, offline=offline, report=bounded_report, say=lambda line: say(_printable(line))
         )
     except UserError as error:
-        raise UserError(_printable(str(error))) from None
+        ours = "; the certificates of a proxy: SSL_CERT_FILE=FILE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
+        raise UserError(f"{_printable(str(error))}{ours}") from None
     finally:
-        data._unpack = unpack
+        data._copy, data._unpack = copy, unpack
         urllib.request.install_opener(opener)
 
 

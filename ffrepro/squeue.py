@@ -32,5 +32,5 @@ def queue() -> dict[str, tuple[bool, str]]:
 
 
 def errors(project: Layout, job: str) -> Path:
-    """Where Slurm itself and submitit say what became of a job."""
+    """Where the node's daemon, srun and submitit say what became of a job."""
     return project.slurm / f"{job}_0_log.err"

@@ -1,5 +1,6 @@
 """What a machine does to a run: memory and disk run out, folders go, processes are killed, clocks jump."""
 
+import errno
 import fcntl
 import json
 import os
@@ -218,6 +219,74 @@ def test_a_gpu_that_pytorch_has_no_code_for_is_told_what_to_do(monkeypatch):
         raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nmore", 209)
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("CUDA error: out of memory\nmore", "out of memory on cuda; free some and run again"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory on cuda; free"),
+        ("CUDA driver error: out of memory", "out of memory on cuda; free"),
+        ("NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp", "out of memory on cuda; free"),
+        (
+            "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+            r"the GPU failed \(cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\); ",
+        ),
+        (
+            "GET was unable to find an engine to execute this computation",
+            "the GPU's memory is full, or the GPU failed, ",
+        ),
+    ],
+)
+def test_what_pytorch_has_no_class_for_is_a_line_too(said, line):
+    with pytest.raises(MachineError, match=f"^digits-0: {line}"), devices.faults("digits-0", torch.device("cuda")):
+        raise RuntimeError(said)
+
+
+def test_gpus_that_pytorch_cannot_tell_apart_are_a_line():
+    why = "CUDA call failed lazily at initialization with error: device >= 0 && device < num_gpus INTERNAL ASSERT"
+    line = "PyTorch cannot tell the GPUs apart .*; name one with CUDA_VISIBLE_DEVICES$"
+    with pytest.raises(MachineError, match=line), devices.faults("digits-0", torch.device("cuda")):
+        raise torch.cuda.DeferredCudaCallError(f"{why}\n\nCUDA call was originally invoked at:\n\n...")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_why_there_is_no_gpu_is_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(
+        MachineError, match=r"finds no CUDA GPU here \(.*CUDA_VISIBLE_DEVICES is '-1'\); use --device cpu$"
+    ):
+        devices.choose("cuda")
+
+    def too_old():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update.")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    assert devices.why_none() == " (The NVIDIA driver on your system is too old (found version 12040))"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.AcceleratorError("CUDA error: busy", 46), torch.AcceleratorError),
+        (OSError(errno.ESTALE, "Stale file handle"), MachineError),
+    ],
+)
+def test_a_checkpoint_that_the_machine_does_not_read_is_not_called_damaged(
+    row, digits, tmp_path, monkeypatch, error, expected
+):
+    chosen, path = row(blocks="4 8P", epochs=2), tmp_path / "digits-0.pt"
+    path.write_bytes(b"whole, for all that is known")
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(expected):
+        training.train(chosen, 0, digits[0], checkpoint=path)
+    assert path.read_bytes() == b"whole, for all that is known"
+
+
 def test_a_gpu_that_others_have_is_a_line_of_every_evaluation(project, monkeypatch):
     """It is asked for the first time when the weights, or the images, are moved to it."""
     project.shrink(seeds=[0])
@@ -289,8 +358,8 @@ def test_a_stage_that_is_killed_says_so_and_the_training_goes_on(project):
     assert process.returncode == 1
     assert "Traceback" not in err
     assert err.endswith(
-        "ffrepro: verdict@digits: DVC failed; why stands above (exited with -9: killed, mostly for want of memory); "
-        "run again\n"
+        'ffrepro: verdict@digits: DVC failed; why stands above (if it is "exited with -9": killed, mostly for want of '
+        "memory)\n"
     )
     again = project.run("ffrepro", "reproduce", "digits")
     assert again.returncode in (0, 3, 4)

@@ -64,10 +64,10 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def bounded(monkeypatch):
     """The toys' `data.fetch` is `sources.fetch`, and both hooks of it are gone afterwards."""
-    hooks = getattr(urllib.request, "_opener", None), data._unpack
+    hooks = getattr(urllib.request, "_opener", None), data._copy, data._unpack
     monkeypatch.setattr(test_data, "data", SimpleNamespace(**{**vars(data), "fetch": sources.fetch}))
     yield
-    assert (getattr(urllib.request, "_opener", None), data._unpack) == hooks
+    assert (getattr(urllib.request, "_opener", None), data._copy, data._unpack) == hooks
 
 
 def test_two_processes_fetch_into_one_folder_one_after_the_other(make_toy, tmp_path):
@@ -95,6 +95,7 @@ def test_two_processes_fetch_into_one_folder_one_after_the_other(make_toy, tmp_p
 @pytest.fixture
 def one_mib(monkeypatch):
     monkeypatch.setattr(sources, "LARGEST", MIB)
+    monkeypatch.setattr(sources, "WORTH", MIB)  # one connection a call
     monkeypatch.setattr(data, "CHUNK", MIB // 16)  # small beside it, as in earnest
 
 
@@ -386,6 +387,29 @@ def test_a_server_that_falls_silent_is_one_line_and_the_next_call_goes_on(online
     server.ways.clear()
     assert online.fetch() == []
     assert server.requests[-1][1] == f"bytes={half}-"
+
+
+def test_a_server_that_breaks_off_again_and_again_is_asked_again_as_long_as_enough_comes(make_toy, server, monkeypatch):
+    monkeypatch.setattr(sources, "WORTH", 1000)
+    toy = make_toy(*toy_plain(), f"{server.url}/{OFFICIAL}/toy.mat")
+    sizes = [1500, 1200, 900, 5000]  # of each answer; the third is too little
+
+    def breaks_off(handler, content):
+        begin = int((handler.headers["Range"] or "bytes=0-")[6:-1])
+        handler.send_response(206 if begin else 200)
+        if begin:
+            handler.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        handler.send_header("Content-Length", len(content) - begin)
+        handler.end_headers()
+        handler.wfile.write(content[begin : begin + sizes.pop(0)])
+
+    server.serve(OFFICIAL, {"toy.mat": toy.packed}, breaks_off)
+    said = []
+    with pytest.raises(UserError, match=r"toy\.mat: broke off after 3600 of 5000 bytes"):
+        sources.fetch("toy", toy.root, say=said.append)
+    assert [line.rpartition(": ")[2] for line in said[:2]] == ["going on", "going on"]
+    assert [its for _, its in server.requests] == [None, "bytes=1500-", "bytes=2700-"]
+    assert toy.fetch() == []
 
 
 def test_a_connection_that_is_reset_is_one_line_and_the_next_call_goes_on(online, server):

@@ -331,16 +331,16 @@ def audit(
     from ffrepro import audit, config, devices, evidence, layout, pipeline
 
     project = layout.find()
-    run = evidence.read(evidence.run_of(path))
+    run, chosen = evidence.read(evidence.run_of(path)), devices.choose(device)
+    if run.facts["environment"]["device"] == "cuda" and devices.stand_in(run.row, chosen) != run.row.training.precision:
+        raise errors.MachineError("audit: this run trained in float16, for which a CPU takes days; audit it on a GPU")
     splits = pipeline.prepared(project, run.row, _settings(device, mirror, offline))
     if splits is None:
         raise errors.UserError(
             f"{run.row.data.name}: the data cannot be had, and an audit trains; ffrepro fetch says why"
         )
     kept = project.checkpoint(run.facts["experiment"], run.facts["seed"]).with_suffix("")
-    folder, chosen = audit.folder(states) if states else kept, devices.choose(device)
-    if devices.stand_in(run.row, chosen) != run.row.training.precision:
-        raise errors.MachineError("audit: this run trained in float16, for which a CPU takes days; audit it on a GPU")
+    folder = audit.folder(states) if states else kept
     with devices.faults("audit", chosen):
         code = audit.report(run, config.load(project.params), splits[0], folder, epochs, draw, chosen)
     raise typer.Exit(code)

@@ -369,3 +369,12 @@ def test_a_capture_that_fails_gives_one_notice_and_the_same_bits(small):
     assert len(said) == 1
     assert said[0].startswith("no CUDA graph (")
     assert state(spoiled) == state(expected)
+
+
+def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environment(monkeypatch):
+    before = record.environment(CUDA)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1024")
+    after = record.environment(CUDA)
+    assert "variables" not in before
+    assert after == {**before, "variables": "CUBLASLT_WORKSPACE_SIZE=1024 NVIDIA_TF32_OVERRIDE=0"}

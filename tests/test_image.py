@@ -102,11 +102,17 @@ def test_a_row_that_needs_a_gpu_says_so_in_one_line(image, out):
     assert re.fullmatch(r"ffrepro: cifar10 needs a CUDA GPU .*\n", done.stderr)
 
 
-@pytest.mark.parametrize("mounted", [False, True])
-def test_without_a_folder_to_write_to_it_says_which_to_give(image, tmp_path, mounted):
-    done = run("reproduce digits", options=f"-v {tmp_path}:/out" if mounted else "")
+@pytest.mark.parametrize(
+    ("mounted", "why"),
+    [
+        ("", "nothing is mounted there"),
+        ("-v {}:/out", "not writable for this user"),
+        ("-v {}:/out:ro", "mounted read-only"),
+    ],
+)
+def test_without_a_folder_to_write_to_it_says_which_to_give(image, tmp_path, mounted, why):
+    done = run("reproduce digits", options=mounted.format(tmp_path))
     assert done.returncode == 2
-    why = "not writable for this user" if mounted else "nothing is mounted there"
     assert done.stderr == (
         f'ffrepro: /out: {why}; give a folder of yours: docker run --user "$(id -u):$(id -g)" -v "$PWD/out:/out" ...\n'
     )

@@ -993,3 +993,9 @@ def test_a_row_as_a_process_run_crate(runs, tmp_path):
     assert climb_again.facts == facts
     with pytest.raises(UserError, match="not an empty folder"):
         crate.export(everything, tmp_path / "crate")
+
+
+def test_a_gpus_float16_is_not_trained_again_on_a_cpu(root, call_in):
+    done = call_in(root, "ffrepro", "audit", str(root / "results" / "cifar10" / "0"))
+    line = "ffrepro: audit: this run trained in float16, for which a CPU takes days; audit it on a GPU\n"
+    assert (done.returncode, done.stderr) == (5, line)

@@ -48,7 +48,11 @@ def test_draws_stay_in_their_ranges_and_reach_their_ends():
     geometry = augment.draw(20_000, (32, 32), 4, 15, True, generator())
     assert set(geometry.shift.flatten().tolist()) == set(range(-4, 5))
     sine = geometry.affine[:, 1] / 65536  # of minus the angle
-    assert 14.9 < torch.rad2deg(sine.abs().max().asin()) <= 15.001
+    angles = torch.rad2deg(sine.double().asin())
+    assert -15.001 <= angles.min() < -14.9
+    assert 14.9 < angles.max() <= 15.001
+    assert angles.mean() == pytest.approx(0, abs=0.3)  # five standard errors
+    assert angles.std() == pytest.approx(15 / 3**0.5, rel=0.02)
     assert 0.48 < geometry.flip.float().mean() < 0.52
 
 

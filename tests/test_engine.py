@@ -13,6 +13,7 @@ from ffrepro.data import DATASETS, Split
 from ffrepro.engine import Draws, Engine, Graphs, draw
 from ffrepro.errors import UserError
 from ffrepro.goodness import wrong_labels
+from ffrepro.randomness import generator
 from ffrepro.step import learners, local_losses, optimizers, set_learning_rate
 from ffrepro.training import build
 
@@ -106,6 +107,20 @@ def test_draws_are_keyed_by_seed_and_epoch(row):
     assert not torch.equal(a.order, b.order)
     assert not torch.equal(a.wrong, c.wrong)
     assert not torch.equal(a.geometry.affine, c.geometry.affine)
+
+
+@pytest.mark.parametrize("hardness", [0, 2])
+def test_draws_by_hand(row, hardness):
+    """One generator a purpose, by its name: another name is another stream, and other runs on every machine."""
+    chosen = row(hardness=hardness, flip=True, crop=3, rotation=20)
+    drawn = draw(chosen, 5, 2, 40)
+    assert torch.equal(drawn.order, torch.randperm(40, generator=generator(5, "order", 2)))
+    assert torch.equal(drawn.wrong, torch.randint(1, 10, (40,), generator=generator(5, "wrong labels", 2)))
+    noise = torch.rand(40, 11 if hardness else 0, generator=generator(5, "hard labels", 2))
+    assert torch.equal(drawn.noise, noise)
+    geometry = augment.draw(40, (8, 8), 3, 20, True, generator(5, "augmentation", 2))
+    assert all(torch.equal(mine, its) for mine, its in zip(drawn.geometry, geometry, strict=True))
+    assert drawn.geometry.flip.any()
 
 
 def test_rows_of_draws_are_those_of_each_part():

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 from torch.nn.functional import conv2d
 
-from ffrepro.network import Block, Convolutional, Network, autocast, convolve, orthogonal
+from ffrepro.network import Block, Convolutional, Network, autocast, convolve, emulates, orthogonal
 from ffrepro.randomness import generator, normal, uniform
 from ffrepro.record import tensors_hash
 
@@ -191,5 +191,20 @@ def test_norm_is_folded_in_bfloat16_where_nothing_below_learns(precision, channe
     block = Block(channels, 8, (4, 4), pool=False, norm=norm)
     with autocast(torch.device("cpu"), precision):
         assert block._folds(torch.randn(2, channels, 4, 4, requires_grad=learns_below)) is folds
+        x = torch.randn(2, channels, 4, 4, requires_grad=learns_below)
+        way = block._folded(x) if folds else convolve(block.norm(x), block.conv.weight)
+        assert torch.equal(block(x), way.relu())
         block.eval()
         assert not block._folds(torch.randn(2, channels, 4, 4))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_bfloat16_is_emulated_where_the_cpu_has_none_and_in_the_portable_profile(monkeypatch, portable):
+    monkeypatch.setenv("FFREPRO_PORTABLE", "1" if portable else "")
+    x = torch.ones(1)
+    assert not emulates(x)
+    for precision, wanted in ((torch.float16, False), (torch.bfloat16, True)):
+        with torch.autocast("cpu", dtype=precision):
+            lacks = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            assert emulates(x) is (wanted and (portable or lacks))
+            assert not emulates(x.to("meta"))

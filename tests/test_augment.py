@@ -48,6 +48,10 @@ def test_draws_stay_in_their_ranges_and_reach_their_ends():
     geometry = augment.draw(20_000, (32, 32), 4, 15, True, generator())
     assert set(geometry.shift.flatten().tolist()) == set(range(-4, 5))
     sine = geometry.affine[:, 1] / 65536  # of minus the angle
+    drawn = generator()
+    torch.randint(-4, 5, (20_000, 2), generator=drawn, dtype=torch.int32)
+    degrees = (torch.rand(20_000, generator=drawn, dtype=torch.float64) * 2 - 1) * 15
+    assert torch.equal(geometry.affine, augment.rotation_matrices(degrees, (32, 32)))
     angles = torch.rad2deg(sine.double().asin())
     assert -15.001 <= angles.min() < -14.9
     assert 14.9 < angles.max() <= 15.001

@@ -9,7 +9,7 @@ nox -s latex            the report's tables in pdflatex
 nox -s cuda             what needs a CUDA GPU
 nox -s slurm            a Slurm of two nodes on this machine, and the digits ablation by it
 nox -s image            the container image, built and tried by a running engine
-nox -s mutation         which changes of the core's code no test would notice; three quarters of an hour
+nox -s mutation         which changes of the core's code no test would notice; hours
 nox -s coverage         the branches that the tests take
 nox -s audit            licences of what is locked, and whether anything in it is known to be vulnerable
 nox -s dev              .venv with everything, for daily use
@@ -168,9 +168,9 @@ CORE = [
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change half of the core's code in 2,446 ways, one at a time, and list those that its tests do not notice.
+    """Change the core's code in more than 4,000 ways, one at a time, and list those that its tests do not notice.
 
-    Takes three quarters of an hour on two cores and goes on where it was stopped; arguments are names of mutants, such
+    Takes hours on two cores and goes on where it was stopped; arguments are names of mutants, such
     as "ffrepro.verdict*".
     """
     install(session, "mutation")

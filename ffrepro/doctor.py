@@ -68,8 +68,9 @@ def _device(device: torch.device) -> Iterator[Finding]:
         "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
     if device.type != "cuda":
-        none = f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"
-        yield Finding("GPU", f"{'not used' if torch.cuda.is_available() else none}; rows that need CUDA wait")
+        there = torch.cuda.is_available()
+        none = "not used" if there else f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"
+        yield Finding("GPU", f"{none}; rows that need CUDA wait")
         return
     gpu = torch.cuda.get_device_properties(device)
     facts = f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / GIB:.0f} GiB"

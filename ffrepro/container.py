@@ -103,7 +103,7 @@ def enter(command: str) -> None:
         raise UserError(f"{OUT}: {unwritable() if mounted(OUT) else 'nothing is mounted there'}; {GIVE}")
     try:
         _take(command)
-    except OSError as error:  # another user's files, a file system without locks
+    except OSError as error:  # another user's files
         raise UserError(f"{error.filename or OUT}: {error.strerror}; {GIVE}") from None
     if not mounted(OUT):
         print(f"ffrepro: nothing is mounted at {OUT}: what this makes goes with the container", file=sys.stderr)

@@ -283,7 +283,9 @@ def test_a_run_that_gives_way_to_an_urgent_job_goes_on_to_the_same_bits(slurm, p
     assert one.run("submit", "digits", "--slurm").stdout.startswith("2 of 2 runs submitted")
     preempted = one.caught()
     node = slurm("squeue", "--noheader", f"--job={one.job(preempted)}", "--format=%N").strip()
-    urgent = slurm("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--wrap=sleep 5").split()[-1]
+    urgent = slurm(
+        "sbatch", "--parsable", "--output=/dev/null", "-p", "urgent", f"--nodelist={node}", "--wrap=sleep 5"
+    ).split()[-1]
     one.requeued(preempted)
     slurm.wait(lambda: "PENDING" not in slurm("squeue", "--noheader", f"--job={urgent}", "--format=%T"))
     one.wait()

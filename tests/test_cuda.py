@@ -302,6 +302,17 @@ def test_the_environment_names_the_gpu_and_its_libraries():
     assert re.fullmatch(r"\d+\.\d+(\.\d+)?", record.driver(CUDA))
 
 
+def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environment(monkeypatch):
+    for name in record.CHOOSING:
+        monkeypatch.delenv(name, raising=False)
+    before = record.environment(CUDA)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1024")
+    after = record.environment(CUDA)
+    assert "variables" not in before
+    assert after == {**before, "variables": "CUBLASLT_WORKSPACE_SIZE=1024 NVIDIA_TF32_OVERRIDE=0"}
+
+
 def test_the_energy_counter_counts(small):
     before = record.joules(CUDA)
     if before is None:
@@ -369,12 +380,3 @@ def test_a_capture_that_fails_gives_one_notice_and_the_same_bits(small):
     assert len(said) == 1
     assert said[0].startswith("no CUDA graph (")
     assert state(spoiled) == state(expected)
-
-
-def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environment(monkeypatch):
-    before = record.environment(CUDA)
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    monkeypatch.setenv("CUBLASLT_WORKSPACE_SIZE", "1024")
-    after = record.environment(CUDA)
-    assert "variables" not in before
-    assert after == {**before, "variables": "CUBLASLT_WORKSPACE_SIZE=1024 NVIDIA_TF32_OVERRIDE=0"}

@@ -35,7 +35,8 @@ def choose(given: str | None = None) -> torch.device:
     """CUDA where there is one, unless the CPU was asked for. Raises MachineError for CUDA where there is none.
 
     The portable profile is a CPU's: UserError for CUDA beside it. Also takes FFREPRO_THREADS, the number of CPU threads
-    (default: PyTorch's own choice, and no more than `cores`; the portable profile has one).
+    (default: PyTorch's own choice, and no more than `cores`; the portable profile has one). UserError, too, for
+    variables with which a CPU cannot be trusted (`_variables`).
     """
     word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
     if threads:
@@ -43,8 +44,8 @@ def choose(given: str | None = None) -> torch.device:
             raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
         if not portable():
             torch.set_num_threads(int(threads))
-    elif cores() < torch.get_num_threads():
-        torch.set_num_threads(cores())
+    elif (most := cores()) < torch.get_num_threads():
+        torch.set_num_threads(most)
     if word == "cuda" and portable():
         raise UserError("device: given cuda with the portable profile (FFREPRO_PORTABLE); allowed: auto, cpu")
     if word == "cuda" and not gpu_here():
@@ -53,6 +54,7 @@ def choose(given: str | None = None) -> torch.device:
         )
     device = torch.device("cuda" if word != "cpu" and gpu_here() else "cpu")
     if device.type == "cpu":
+        _variables()
         keep_pages()
     else:
         # An engine that is gone lives on until the garbage collector comes, and with it its graphs; to free those while
@@ -61,14 +63,42 @@ def choose(given: str | None = None) -> torch.device:
     return device
 
 
+def _variables() -> None:
+    """Raise UserError for variables with which PyTorch's oneDNN does not do on a CPU what a record says, or hangs.
+
+    It reads FPMATH_MODE when PyTorch is loaded, and computes float32 with fewer digits then, whatever PyTorch is told.
+    Where OpenMP starts fewer threads than PyTorch counts on, it waits for the others for ever (torch 2.11.0, in the
+    gradients of convolutions). The portable profile has one thread, and AVX2, which has no such digits.
+    """
+    if portable():
+        return
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+        if (mode := os.environ.get(name, "")).lower() not in ("", "strict"):
+            raise UserError(f"{name}: given {mode!r}, by which float32 has fewer digits; allowed: strict, or unset it")
+    if (dynamic := os.environ.get("OMP_DYNAMIC", "")).lower() not in ("", "false"):
+        why = "by which CPU threads come and go with the machine's load"
+        raise UserError(f"OMP_DYNAMIC: given {dynamic!r}, {why}; allowed: false, or unset it")
+    if (limit := _thread_limit()) and limit < torch.get_num_threads():
+        given = f"FFREPRO_THREADS: given {torch.get_num_threads()}"
+        raise UserError(f"{given}; allowed: no more than the {limit} of OMP_THREAD_LIMIT, or unset that")
+
+
+def _thread_limit() -> int:
+    """OpenMP's, of which PyTorch does not know; 0 where there is none."""
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return int(limit) if limit.isdecimal() else 0
+
+
 def cores() -> int:
-    """How many CPU cores there are for this process: also by a container's, a pod's or a job's share of time, of which
-    PyTorch does not know: it would start a thread for every core that it sees."""
+    """How many CPU cores there are for this process: also by a container's, a pod's or a job's share of time, or by
+    OMP_THREAD_LIMIT, of which PyTorch does not know: it would start a thread for every core that it sees."""
     try:
         from joblib import cpu_count
     except ImportError:  # a borrowed machine
-        return len(os.sched_getaffinity(0))
-    return int(cpu_count())
+        there = len(os.sched_getaffinity(0))
+    else:
+        there = int(cpu_count())
+    return min(there, _thread_limit() or there)
 
 
 def gpu_here() -> bool:

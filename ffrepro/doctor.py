@@ -67,6 +67,8 @@ def _device(device: torch.device) -> Iterator[Finding]:
     yield Finding(
         "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     )
+    if variables := record.environment(device).get("variables"):
+        yield Finding("variables", f"{variables}; a part of what bits are promised for")
     if device.type != "cuda":
         there = torch.cuda.is_available()
         none = "not used" if there else f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"

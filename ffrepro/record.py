@@ -100,17 +100,27 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-CHOOSING = (
-    "CUBLASLT_WORKSPACE_SIZE",
-    "CUBLAS_EMULATE_SINGLE_PRECISION",
-    "CUBLAS_EMULATION_STRATEGY",
-    "DISABLE_ADDMM_CUDA_LT",
-    "NVIDIA_TF32_OVERRIDE",
-    "TORCH_BLAS_PREFER_CUBLASLT",
-    "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
-    "TORCH_CUDNN_V8_API_DISABLED",
-)
-"""Variables by which PyTorch and its libraries choose other ways of computing on a GPU; few set any."""
+CHOOSING = {
+    "cpu": (
+        "DNNL_CPU_ISA_HINTS",
+        "DNNL_MAX_CPU_ISA",
+        "MKL_CBWR",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "ONEDNN_CPU_ISA_HINTS",
+        "ONEDNN_MAX_CPU_ISA",
+    ),
+    "cuda": (
+        "CUBLASLT_WORKSPACE_SIZE",
+        "CUBLAS_EMULATE_SINGLE_PRECISION",
+        "CUBLAS_EMULATION_STRATEGY",
+        "DISABLE_ADDMM_CUDA_LT",
+        "NVIDIA_TF32_OVERRIDE",
+        "TORCH_BLAS_PREFER_CUBLASLT",
+        "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
+        "TORCH_CUDNN_V8_API_DISABLED",
+    ),
+}
+"""Variables by which PyTorch and its libraries choose other ways of computing on a device; few set any."""
 
 
 def environment(device: "torch.device") -> dict[str, Any]:
@@ -128,12 +138,13 @@ def environment(device: "torch.device") -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
-        if chosen := sorted(f"{name}={os.environ[name]}" for name in CHOOSING if name in os.environ):
-            facts["variables"] = " ".join(chosen)
     else:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
         if not portable():  # the libraries know more kinds of CPU than PyTorch's name for the instruction set tells
             facts["model"] = cpu_model()
+    names = () if portable() else CHOOSING[device.type]  # the portable profile sets those that matter itself
+    if chosen := [f"{name}={os.environ[name]}" for name in names if name in os.environ]:
+        facts["variables"] = " ".join(chosen)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         facts["processes"] = torch.distributed.get_world_size()
     kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"

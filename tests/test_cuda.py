@@ -303,7 +303,7 @@ def test_the_environment_names_the_gpu_and_its_libraries():
 
 
 def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environment(monkeypatch):
-    for name in record.CHOOSING:
+    for name in record.CHOOSING["cuda"]:
         monkeypatch.delenv(name, raising=False)
     before = record.environment(CUDA)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")

@@ -73,6 +73,50 @@ def test_the_portable_profile_gives_the_same_bits_on_other_makes_of_cpu(root, cp
     assert hashes == [EXPECTED[precision]] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16", "by which float32 has fewer digits; allowed: strict, or unset it"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "any", "by which float32 has fewer digits; allowed: strict, or unset it"),
+        (
+            "OMP_DYNAMIC",
+            "TRUE",
+            "by which CPU threads come and go with the machine's load; allowed: false, or unset it",
+        ),
+    ],
+)
+def test_variables_with_which_a_cpu_cannot_be_trusted_are_refused(monkeypatch, name, value, allowed):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{name}: given '{value}', {allowed}$"):
+        devices.choose("cpu")
+    for harmless in ("", "STRICT" if "MODE" in name else "False"):
+        monkeypatch.setenv(name, harmless)
+        devices.choose("cpu")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FFREPRO_PORTABLE", "1")  # one thread, and AVX2, which has no bfloat16
+    devices.choose("cpu")
+
+
+def test_no_more_threads_than_openmp_starts(root, monkeypatch):
+    """PyTorch does not ask for that limit: with a thread more, oneDNN would wait for it for ever."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("FFREPRO_", "OMP_", "MKL_"))}
+    env |= {"PRECISION": "float32", "OMP_NUM_THREADS": "2", "OMP_THREAD_LIMIT": "1"}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True, timeout=300)
+    (same, _), environment = json.loads(done.stdout)
+    assert same
+    assert environment["threads"] == 1
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    try:
+        monkeypatch.setenv("FFREPRO_THREADS", "2")
+        with pytest.raises(
+            UserError, match=r"^FFREPRO_THREADS: given 2; allowed: no more than the 1 of OMP_THREAD_LIMIT"
+        ):
+            devices.choose("cpu")
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_the_portable_profile_uses_no_gpu(params, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with torch.compiler.config.patch(force_cudagraph_gc=False):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ffrepro import determinism, record
+from ffrepro import PORTABLE, determinism, record
 from ffrepro.errors import UserError
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -386,6 +386,15 @@ def test_text_is_hashed_as_utf_8():
     assert record.text_hash("ä") == hashlib.sha256(b"\xc3\xa4").hexdigest()
 
 
+def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environment(monkeypatch):
+    before = record.environment(torch.device("cpu"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # a GPU's
+    after = record.environment(torch.device("cpu"))
+    assert after == {**before, "variables": "MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41"}
+
+
 def test_the_environment_names_no_user_host_or_path(root):
     facts = record.environment(torch.device("cpu"))
     assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "model", "kernels", "machine"}
@@ -500,6 +509,8 @@ def test_the_lock_is_hashed_as_a_whole(tmp_path):
 def test_the_portable_environment_leaves_out_what_has_no_say_in_it(monkeypatch):
     plain = record.environment(torch.device("cpu"))
     monkeypatch.setattr(record, "portable", lambda: True)
+    for name, value in PORTABLE.items():
+        monkeypatch.setenv(name, value)
     assert record.environment(torch.device("cpu")) == {
         **{name: value for name, value in plain.items() if name not in ("python", "model")},
         "profile": "portable",

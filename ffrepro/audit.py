@@ -65,7 +65,8 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
     if record.tensors_hash(data._asdict()) != facts["data"]:
         raise UserError(f"{run.folder}: broken link: training data other than this project's {row.data.name}")
     chain = {link["epoch"]: link for link in facts["chain"]}
-    here, on_device = record.environment(device) == facts["environment"], data.to(device)
+    here, on_device = record.same_environment(record.environment(device), facts["environment"]), data.to(device)
+    elsewhere = f"{'perhaps ' if here is None else ''}another environment than the record's"
     for epoch in drawn:
         gc.collect()  # an engine and its steps hold one another, and on CUDA the graphs' memory: the epoch's before
         network = training.build(row, seed, device)
@@ -101,27 +102,27 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
             text = ", ".join(f"{name} {hashes[name][:12]}, not {chain[epoch][name][:12]}" for name in other)
             yield Finding(epoch, f"other bits in the same environment: {text}", False)
         elif not (path := checkpoint.kept_state(states, epoch)).exists():
-            yield Finding(epoch, "another environment than the record's, and the state after it was not shown", None)
+            yield Finding(epoch, f"{elsewhere}, and the state after it was not shown", None)
         else:
             theirs, ours = (learned(state) for state in (_state(path, chain[epoch], device), mine))
             try:
                 checkpoint.fits(theirs, ours)
             except ValueError:
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
-            yield _near(epoch, ours, theirs, start)
+            holds, how = _near(ours, theirs, start)
+            yield Finding(epoch, f"{elsewhere}: {how}", holds)
 
 
-def _near(epoch: int, ours: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> Finding:
+def _near(ours: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str, Tensor]) -> tuple[bool, str]:
     """Whether two machines' results of an epoch are within what rounding may make of one start."""
     within = {name: ours[name] for name in ours if name.startswith("network.")}
     beside = {name: ours[name] for name in ours.keys() - within.keys()}
     share, moments = distance(within, theirs, start), distance(beside, theirs, start)
-    text = (
-        f"another environment than the record's: weights and statistics off by {100 * share:.1f} % of their "
-        f"movement ({100 * TOLERANCE:g} % allowed), moments and margins by {100 * moments:.1f} % "
-        f"({100 * MOMENTS:g} %)"
+    how = (
+        f"weights and statistics off by {100 * share:.1f} % of their movement ({100 * TOLERANCE:g} % allowed), "
+        f"moments and margins by {100 * moments:.1f} % ({100 * MOMENTS:g} %)"
     )
-    return Finding(epoch, text, share <= TOLERANCE and moments <= MOMENTS)
+    return share <= TOLERANCE and moments <= MOMENTS, how
 
 
 def learned(state: dict[str, Any]) -> dict[str, Tensor]:

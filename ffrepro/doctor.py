@@ -64,9 +64,8 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
 
 
 def _device(device: torch.device) -> Iterator[Finding]:
-    yield Finding(
-        "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    )
+    kind = f"{record.cpu_model()} ({record.processor() or 'nothing more told'})"
+    yield Finding("CPU", f"{kind}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     if variables := record.environment(device).get("variables"):
         yield Finding("variables", f"{variables}; a part of what bits are promised for")
     if device.type != "cuda":

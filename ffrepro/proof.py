@@ -139,13 +139,13 @@ def _evaluated(run: Run, test: Split, device: torch.device) -> tuple[Tensor, boo
 
 
 def _of_here(run: Run, device: torch.device) -> bool:
-    """Whether the metrics were made in this environment, by this version's evaluation: then bits must agree.
+    """Whether the metrics were certainly made in this environment, by this version's evaluation: then bits must agree.
 
     Where they do not say of which version they are, the training's has to do.
     """
     code = run.metrics.get("code")
     same = code == record.code_hash(evaluation.CODE) if code else run.facts["code"] == record.code_hash()
-    return bool(same and record.environment(device) == run.metrics["environment"])
+    return bool(same and record.same_environment(record.environment(device), run.metrics["environment"]))
 
 
 def released(run: Run, again: Tensor) -> str:
@@ -265,7 +265,7 @@ def _self_repeat(row: Experiment, device: torch.device) -> Rung:
 
 def _bitwise(run: Run, references: list[Path]) -> Rung:
     facts = run.facts
-    same = ("seed", "parameters", "data", "code", "environment")
+    same = ("seed", "parameters", "data", "code")
     if facts["environment"].get("kernels") == "fast":
         return Rung("bitwise", "trained with --fast, which promises no bits", None)
     copied = False
@@ -273,7 +273,8 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
         if path.resolve() == (run.folder / "record.json").resolve():
             continue
         other = evidence.checked(path, Record)
-        if any(other[name] != facts[name] for name in same):
+        alike = record.same_environment(facts["environment"], other["environment"])
+        if alike is False or any(other[name] != facts[name] for name in same):
             continue
         pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
         apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
@@ -282,7 +283,10 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
             continue
         if apart is None:
             return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
-        return Rung("bitwise", f"differs from the committed record from epoch {apart} on", False)
+        differs = f"differs from the committed record from epoch {apart} on"
+        if alike is None:  # an older record, of another processor by the same name, perhaps
+            return Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
+        return Rung("bitwise", differs, False)
     if copied:
         return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)

@@ -91,13 +91,34 @@ def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     return text_hash("\0".join(f"{name}\0{sources[name]}" for name in sorted(sources)))
 
 
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor; {} elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
+    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
+
+
 def cpu_model() -> str:
     """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+GENERATION = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+"""Those by which PyTorch's libraries choose their code, and beside them whose numbers say which kind a processor is."""
+
+
+def processor() -> str:
+    """The processor's maker, generation and `INSTRUCTIONS`, as far as the system tells; "" where it tells nothing.
+
+    Many have one name: a virtual machine's is often "Intel(R) Xeon(R) Processor" or "AMD EPYC", and Arm's have none.
+    """
+    its = _cpuinfo()
+    has = (its.get("flags") or its.get("Features") or "").split()
+    return " ".join([its[name] for name in GENERATION if name in its] + [one for one in INSTRUCTIONS if one in has])
 
 
 CHOOSING = {
@@ -142,6 +163,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
         facts |= {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
         if not portable():  # the libraries know more kinds of CPU than PyTorch's name for the instruction set tells
             facts["model"] = cpu_model()
+            facts |= {"processor": told} if (told := processor()) else {}
     names = () if portable() else CHOOSING[device.type]  # the portable profile sets those that matter itself
     if chosen := [f"{name}={os.environ[name]}" for name in names if name in os.environ]:
         facts["variables"] = " ".join(chosen)
@@ -150,6 +172,15 @@ def environment(device: "torch.device") -> dict[str, Any]:
     kernels = "deterministic" if torch.are_deterministic_algorithms_enabled() else "fast"
     profile = {"profile": "portable"} if portable() else {}
     return facts | {"kernels": kernels, "machine": platform.machine()} | profile
+
+
+def same_environment(one: dict[str, Any], other: dict[str, Any]) -> bool | None:
+    """Whether two environments promise the same bits; None where only one of them names its `processor`, as records
+    have done since the end of 2026, and the rest is the same."""
+    unlike = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    if unlike == {"processor"} and not ("processor" in one and "processor" in other):
+        return None
+    return not unlike
 
 
 IMAGE = Path(__file__).parent.parent / "image" / "identity.json"

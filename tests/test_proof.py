@@ -242,8 +242,14 @@ def test_an_environment_that_tables_could_not_print_is_refused(runs, changed):
         evidence.read(runs[0])
 
 
-@pytest.mark.parametrize("where", [{"environment": {"device": "another"}}, {"code": "0" * 64}])
+@pytest.mark.parametrize(
+    "where",
+    [{"environment": {"device": "another"}}, {"environment": "of a record without a processor"}, {"code": "0" * 64}],
+)
 def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_the_weights_give(runs, trained, where):
+    if where == {"environment": "of a record without a processor"}:
+        known = record.read_json(runs[0] / "metrics.json")["environment"]
+        where = {"environment": {name: value for name, value in known.items() if name != "processor"}}
     (runs[0] / "goodness.safetensors").unlink()
     reseal(runs[0] / "metrics.json", **where, goodness_table="0" * 64)
     honest = evidence.read(runs[0]).metrics
@@ -449,6 +455,13 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     rechain(reference, {2: ("0" * 64, "0" * 64)})
     found = climb(runs[0], trained, [path])["bitwise"]
     assert (found.found, found.holds) == ("differs from the committed record from epoch 2 on", False)
+    known = record.read_json(path)["environment"]
+    reseal(path, environment={name: value for name, value in known.items() if name != "processor"})  # an older record
+    found = climb(runs[0], trained, [path])["bitwise"]
+    assert (
+        found.found == "differs from the committed record from epoch 2 on; one of the two does not tell its processor"
+    )
+    assert found.holds is None
     reseal(path, environment={"device": "another"})
     assert climb(runs[0], trained, [path])["bitwise"].holds is None
 
@@ -897,6 +910,12 @@ def test_what_differs_in_the_same_environment_is_named(runs, trained):
     rechain(runs[0], {2: (link["weights"], "0" * 64)})
     found = audited(runs, trained, [2])[2]
     assert found.found == f"other bits in the same environment: optimizer {link['optimizer'][:12]}, not 000000000000"
+    known = record.read_json(runs[0] / "record.json")["environment"]
+    reseal(runs[0] / "record.json", environment={name: known[name] for name in known if name != "processor"})
+    (runs[1] / "2.pt").unlink()
+    found = audited(runs, trained, [2])[2]
+    assert found.found == "perhaps another environment than the record's, and the state after it was not shown"
+    assert found.holds is None
 
 
 def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(runs, trained):

@@ -378,6 +378,39 @@ def test_the_name_of_the_processor_is_the_systems(tmp_path, monkeypatch):
     assert record.cpu_model() == "aarch64"
 
 
+INTEL = "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 207\nmodel name\t: X\nflags\t\t: fpu amx_bf16 avx2\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "told"),
+    [
+        (f"processor\t: 0\n{INTEL}\nprocessor\t: 1\n{INTEL}", "GenuineIntel 6 207 avx2 amx_bf16"),
+        (ARM, "0x41 0xd40 asimd sve"),
+        ("processor\t: 0\n", ""),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(tmp_path, monkeypatch, info, told):
+    monkeypatch.setattr(record, "Path", {"/proc/cpuinfo": tmp_path / "cpuinfo"}.__getitem__)
+    (tmp_path / "cpuinfo").write_text(info)
+    assert record.processor() == told
+    assert record.environment(torch.device("cpu")).get("processor", "") == told
+    (tmp_path / "cpuinfo").unlink()
+    assert record.processor() == ""
+
+
+def test_an_environment_is_the_same_another_or_not_told():
+    cpu = {"device": "cpu", "model": "AMD EPYC"}
+    told, another = {**cpu, "processor": "AuthenticAMD 25 1"}, {**cpu, "processor": "AuthenticAMD 23 49"}
+    assert record.same_environment(cpu, dict(cpu)) is True
+    assert record.same_environment(told, dict(told)) is True
+    assert record.same_environment(told, another) is False
+    assert record.same_environment(told, cpu) is None  # an older record
+    assert record.same_environment(cpu, told) is None
+    assert record.same_environment(told, {**cpu, "threads": 2}) is False
+    assert record.same_environment(cpu, {**cpu, "variables": "MKL_CBWR=AVX2"}) is False
+
+
 def test_the_modules_that_decide_the_numbers_are_there(root):
     assert all((root / "ffrepro" / f"{name}.py").is_file() for name in record.NUMBERS)
 
@@ -397,7 +430,7 @@ def test_variables_by_which_the_libraries_compute_otherwise_are_in_the_environme
 
 def test_the_environment_names_no_user_host_or_path(root):
     facts = record.environment(torch.device("cpu"))
-    assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "model", "kernels", "machine"}
+    assert facts.keys() == {"python", "torch", "device", "cpu", "threads", "model", "processor", "kernels", "machine"}
     assert (facts["device"], facts["threads"], facts["torch"]) == ("cpu", 1, torch.__version__)
     assert facts["kernels"] == "deterministic"
     text = json.dumps(facts)
@@ -512,7 +545,7 @@ def test_the_portable_environment_leaves_out_what_has_no_say_in_it(monkeypatch):
     for name, value in PORTABLE.items():
         monkeypatch.setenv(name, value)
     assert record.environment(torch.device("cpu")) == {
-        **{name: value for name, value in plain.items() if name not in ("python", "model")},
+        **{name: value for name, value in plain.items() if name not in ("python", "model", "processor")},
         "profile": "portable",
     }
 

@@ -64,10 +64,9 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
 
 
 def _device(device: torch.device) -> Iterator[Finding]:
-    kind = f"{record.cpu_model()} ({record.processor() or 'nothing more told'})"
-    yield Finding("CPU", f"{kind}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
-    if variables := record.environment(device).get("variables"):
-        yield Finding("variables", f"{variables}; a part of what bits are promised for")
+    yield Finding(
+        "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    )
     if device.type != "cuda":
         there = torch.cuda.is_available()
         none = "not used" if there else f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"

@@ -109,13 +109,6 @@ def test_another_workspace_of_cublas_shows_and_the_rest_is_told(params, project,
     assert "ok 4 steps, twice: weights" in said
 
 
-def test_variables_by_which_the_libraries_compute_otherwise_are_told(monkeypatch):
-    assert "variables" not in [one.what for one in doctor._device(CPU)]
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    (its,) = (one.found for one in doctor._device(CPU) if one.what == "variables")
-    assert its == "ONEDNN_MAX_CPU_ISA=AVX2; a part of what bits are promised for"
-
-
 def test_a_gpu_that_is_not_used_is_not_missing(monkeypatch):
     (gpu,) = (one for one in doctor._device(CPU) if one.what == "GPU")
     assert gpu.found.startswith("none that PyTorch finds (CUDA 13.0 build)")

@@ -46,6 +46,8 @@ def measure(case: dict[str, Any]) -> dict[str, float]:
     plain = case["what"].startswith("plain")
     if case["threads"]:
         torch.set_num_threads(case["threads"])
+    else:
+        devices.keep_to_cores()
     device = torch.device(case["device"])
     if not plain:
         determinism.switch_on(fast=case["fast"])
@@ -316,7 +318,7 @@ def _growth(
     points: list[tuple[str, str, dict[str, Any], int]] = [
         (axis, value, case("engine training", chosen), 1) for axis, value, chosen in variants(row)
     ]
-    cores = len(os.sched_getaffinity(0))
+    cores = devices.cores()
     points += [
         ("seeds at once", str(n), case("engine training", row, max(1, cores // n)), n) for n in (1, 2) if n <= cores
     ]

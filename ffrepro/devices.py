@@ -40,12 +40,12 @@ def choose(given: str | None = None) -> torch.device:
     """
     word, threads = wanted(given), os.environ.get("FFREPRO_THREADS")
     if threads:
-        if not (threads.isdecimal() and 1 <= int(threads) <= 1024):
+        if not (threads.isdecimal() and len(threads) < 10 and 1 <= int(threads) <= 1024):
             raise UserError(f"FFREPRO_THREADS: given {threads!r}; allowed: a whole number from 1 to 1024")
         if not portable():
             torch.set_num_threads(int(threads))
-    elif (most := cores()) < torch.get_num_threads():
-        torch.set_num_threads(most)
+    else:
+        keep_to_cores()
     if word == "cuda" and portable():
         raise UserError("device: given cuda with the portable profile (FFREPRO_PORTABLE); allowed: auto, cpu")
     if word == "cuda" and not gpu_here():
@@ -72,21 +72,34 @@ def _variables() -> None:
     """
     if portable():
         return
+    threads = torch.get_num_threads()
     for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
         if (mode := os.environ.get(name, "")).lower() not in ("", "strict"):
             raise UserError(f"{name}: given {mode!r}, by which float32 has fewer digits; allowed: strict, or unset it")
-    if (dynamic := os.environ.get("OMP_DYNAMIC", "")).lower() not in ("", "false"):
-        why = "by which CPU threads come and go with the machine's load"
-        raise UserError(f"OMP_DYNAMIC: given {dynamic!r}, {why}; allowed: false, or unset it")
-    if (limit := _thread_limit()) and limit < torch.get_num_threads():
-        given = f"FFREPRO_THREADS: given {torch.get_num_threads()}"
+    if threads > 1 and _openmp("dynamic", 0):
+        given = f"OMP_DYNAMIC: given {os.environ.get('OMP_DYNAMIC', 'true')!r}"
+        raise UserError(
+            f"{given}, by which CPU threads come and go with the machine's load; allowed: false, or unset it"
+        )
+    if threads > 1 and not _openmp("max_active_levels", 1):
+        raise UserError("OMP_MAX_ACTIVE_LEVELS: given 0; allowed: 1 or more, or unset it")
+    if (limit := _openmp("thread_limit", threads)) < threads:
+        given = f"FFREPRO_THREADS: given {threads}"
         raise UserError(f"{given}; allowed: no more than the {limit} of OMP_THREAD_LIMIT, or unset that")
 
 
-def _thread_limit() -> int:
-    """OpenMP's, of which PyTorch does not know; 0 where there is none."""
-    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
-    return int(limit) if limit.isdecimal() else 0
+def _openmp(name: str, otherwise: int) -> int:
+    """What the OpenMP that PyTorch has loaded made of its variables; `otherwise` where it cannot be asked."""
+    try:
+        return int(getattr(ctypes.CDLL(None), f"omp_get_{name}")())
+    except (AttributeError, OSError, TypeError):
+        return otherwise
+
+
+def keep_to_cores() -> None:
+    """No more CPU threads than `cores`."""
+    if (most := cores()) < torch.get_num_threads():
+        torch.set_num_threads(most)
 
 
 def cores() -> int:
@@ -98,7 +111,7 @@ def cores() -> int:
         there = len(os.sched_getaffinity(0))
     else:
         there = int(cpu_count())
-    return min(there, _thread_limit() or there)
+    return min(there, _openmp("thread_limit", there))
 
 
 def gpu_here() -> bool:

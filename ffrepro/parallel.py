@@ -113,7 +113,8 @@ class Checkpoint(checkpoint.Checkpoint):
         mine = [json.loads(self.key["environment"]), self.chain[-1]["link"] if self.chain else self.first]
         each: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(each, mine)
-        if kinds := {name for its, _ in each for name, value in its.items() if each[0][0].get(name) != value}:
+        first = each[0][0]
+        if kinds := {name for its, _ in each for name in its.keys() | first.keys() if its.get(name) != first.get(name)}:
             raise UserError(
                 f"torchrun: processes with another {', '.join(sorted(kinds))} than the first; allowed: all alike "
                 "(CUDA_VISIBLE_DEVICES chooses GPUs)"

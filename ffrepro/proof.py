@@ -268,7 +268,7 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     same = ("seed", "parameters", "data", "code")
     if facts["environment"].get("kernels") == "fast":
         return Rung("bitwise", "trained with --fast, which promises no bits", None)
-    copied = False
+    copied, perhaps = False, None
     for path in references:
         if path.resolve() == (run.folder / "record.json").resolve():
             continue
@@ -284,9 +284,12 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
         if apart is None:
             return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
         differs = f"differs from the committed record from epoch {apart} on"
-        if alike is None:  # an older record, of another processor by the same name, perhaps
-            return Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
-        return Rung("bitwise", differs, False)
+        if alike:
+            return Rung("bitwise", differs, False)
+        # An older record, of another processor by the same name, perhaps.
+        perhaps = Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
+    if perhaps:
+        return perhaps
     if copied:
         return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)

@@ -104,29 +104,33 @@ def cpu_model() -> str:
 
 
 GENERATION = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
-INSTRUCTIONS = (
-    *("avx2", "avx_vnni", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
-    *("asimd", "i8mm", "bf16", "sve", "sve2", "sme"),
-)
+INSTRUCTIONS = re.compile(r"avx2|avx10_.*|avx512_(bw|vnni|bf16|fp16)|avx_.+|amx_.*|neon|bf16|i8mm|sve.*|sme.*")
 """Those by which PyTorch's libraries choose their code, and beside them whose numbers say which kind a processor is."""
 
 
 def processor() -> str:
-    """The processor's maker, generation and `INSTRUCTIONS`, as far as the system tells; "" where it tells nothing.
+    """The processor's maker and generation, the `INSTRUCTIONS` that this process may use, and the size of a core's
+    second cache, by which blocks of products are cut; "" where nothing is told.
 
     Many have one name: a virtual machine's is often "Intel(R) Xeon(R) Processor" or "AMD EPYC", and Arm's have none.
     """
-    its = _cpuinfo()
-    has = (its.get("flags") or its.get("Features") or "").split()
-    return " ".join([its[name] for name in GENERATION if name in its] + [one for one in INSTRUCTIONS if one in has])
+    import torch
+
+    its, able = _cpuinfo(), torch.cpu.get_capabilities()
+    has = sorted(name for name, there in able.items() if there is True and INSTRUCTIONS.fullmatch(name))
+    cache = able.get("l2_cache_size")
+    told = [its[name] for name in GENERATION if name in its] + has
+    return " ".join([*told, f"L2 {cache // 1024} KiB"] if cache else told)
 
 
 CHOOSING = {
     "cpu": (
         "DNNL_CPU_ISA_HINTS",
         "DNNL_MAX_CPU_ISA",
+        "GLIBC_TUNABLES",
         "MKL_CBWR",
         "MKL_ENABLE_INSTRUCTIONS",
+        "MKL_NUM_STRIPES",
         "ONEDNN_CPU_ISA_HINTS",
         "ONEDNN_MAX_CPU_ISA",
     ),
@@ -165,7 +169,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
             facts["model"] = cpu_model()
             facts |= {"processor": told} if (told := processor()) else {}
     names = () if portable() else CHOOSING[device.type]  # the portable profile sets those that matter itself
-    if chosen := [f"{name}={os.environ[name]}" for name in names if name in os.environ]:
+    if chosen := [f"{name}={ascii(os.environ[name])[1:-1]}" for name in names if os.environ.get(name)]:
         facts["variables"] = " ".join(chosen)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         facts["processes"] = torch.distributed.get_world_size()

@@ -161,6 +161,11 @@ sys.exit(errors.run(parallel.main, "digits", "0"))
     ("of_the_second", "line"),
     [
         ("os.environ['FFREPRO_THREADS'] = '2'", "processes with another threads than the first; allowed: all alike"),
+        ("os.environ['MKL_CBWR'] = 'AVX2'", "processes with another variables than the first; allowed: all alike"),
+        (
+            "pass\nelse:\n    os.environ['MKL_CBWR'] = 'AVX2'",
+            "processes with another variables than the first; allowed: all alike",
+        ),
         ("checkpoint.read = unreadable", "not every process could read the checkpoint as the first did; run again"),
     ],
 )

@@ -458,10 +458,14 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     known = record.read_json(path)["environment"]
     reseal(path, environment={name: value for name, value in known.items() if name != "processor"})  # an older record
     found = climb(runs[0], trained, [path])["bitwise"]
-    assert (
-        found.found == "differs from the committed record from epoch 2 on; one of the two does not tell its processor"
-    )
-    assert found.holds is None
+    says = "differs from the committed record from epoch 2 on; one of the two does not tell its processor"
+    assert (found.found, found.holds) == (says, None)
+    honest = reference.parent / "1" / "record.json"
+    shutil.copytree(runs[0], honest.parent, dirs_exist_ok=True)
+    reseal(honest, history="0" * 64, started="2020-01-01T00:00:00+00:00")
+    for mine in ([path, honest], [honest, path]):  # one that tells decides
+        found = climb(runs[0], trained, mine)["bitwise"]
+        assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
     reseal(path, environment={"device": "another"})
     assert climb(runs[0], trained, [path])["bitwise"].holds is None
 

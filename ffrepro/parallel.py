@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.optim import Adam, Optimizer
 
-from ffrepro import checkpoint, devices, engine, negatives, training
+from ffrepro import checkpoint, devices, engine, negatives, record, training
 from ffrepro.config import Experiment
 from ffrepro.data import Split
 from ffrepro.errors import MachineError, UserError
@@ -113,8 +113,7 @@ class Checkpoint(checkpoint.Checkpoint):
         mine = [json.loads(self.key["environment"]), self.chain[-1]["link"] if self.chain else self.first]
         each: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(each, mine)
-        first = each[0][0]
-        if kinds := {name for its, _ in each for name in its.keys() | first.keys() if its.get(name) != first.get(name)}:
+        if kinds := {name for its, _ in each for name in record.unlike(its, each[0][0])}:
             raise UserError(
                 f"torchrun: processes with another {', '.join(sorted(kinds))} than the first; allowed: all alike "
                 "(CUDA_VISIBLE_DEVICES chooses GPUs)"

@@ -178,13 +178,18 @@ def environment(device: "torch.device") -> dict[str, Any]:
     return facts | {"kernels": kernels, "machine": platform.machine()} | profile
 
 
+def unlike(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """What two environments do not agree on, what only one of them tells included."""
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
 def same_environment(one: dict[str, Any], other: dict[str, Any]) -> bool | None:
     """Whether two environments promise the same bits; None where only one of them names its `processor`, as records
     have done since the end of 2026, and the rest is the same."""
-    unlike = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    if unlike == {"processor"} and not ("processor" in one and "processor" in other):
+    apart = unlike(one, other)
+    if apart == {"processor"} and not ("processor" in one and "processor" in other):
         return None
-    return not unlike
+    return not apart
 
 
 IMAGE = Path(__file__).parent.parent / "image" / "identity.json"

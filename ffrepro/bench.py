@@ -318,9 +318,10 @@ def _growth(
     points: list[tuple[str, str, dict[str, Any], int]] = [
         (axis, value, case("engine training", chosen), 1) for axis, value, chosen in variants(row)
     ]
-    cores = devices.cores()
     points += [
-        ("seeds at once", str(n), case("engine training", row, max(1, cores // n)), n) for n in (1, 2) if n <= cores
+        ("seeds at once", str(n), case("engine training", row, devices.cores(n)), n)
+        for n in (1, 2)
+        if n <= devices.cores()
     ]
     found: list[list[dict[str, float]]] = [[] for _ in points]
     for number in range(rounds):

@@ -102,16 +102,22 @@ def keep_to_cores() -> None:
         torch.set_num_threads(most)
 
 
-def cores() -> int:
-    """How many CPU cores there are for this process: also by a container's, a pod's or a job's share of time, or by
-    OMP_THREAD_LIMIT, of which PyTorch does not know: it would start a thread for every core that it sees."""
+def cores(processes: int = 1) -> int:
+    """How many CPU cores there are for each of some processes: also by a container's, a pod's or a job's share of time,
+    or by OMP_THREAD_LIMIT, which each has to itself. PyTorch knows of neither: it would start a thread for every core
+    that it sees. Raises UserError for a LOKY_MAX_CPU_COUNT that is no number."""
     try:
         from joblib import cpu_count
     except ImportError:  # a borrowed machine
         there = len(os.sched_getaffinity(0))
     else:
-        there = int(cpu_count())
-    return min(there, _openmp("thread_limit", there))
+        try:
+            there = int(cpu_count())
+        except ValueError:
+            given = f"LOKY_MAX_CPU_COUNT: given {os.environ.get('LOKY_MAX_CPU_COUNT')!r}"
+            raise UserError(f"{given}; allowed: a whole number, or unset it") from None
+    share = max(1, there // processes)
+    return min(share, _openmp("thread_limit", share))
 
 
 def gpu_here() -> bool:

@@ -401,6 +401,6 @@ def _places(params: Params, runs: Iterable[Run], processes: int, settings: dict[
     _require(params, runs, settings)
     if os.environ.get("FFREPRO_THREADS") or settings.get("FFREPRO_PORTABLE"):  # whose runs have one thread
         return [{} for _ in range(processes)]
-    threads = max(1, devices.cores() // processes)
+    threads = devices.cores(processes)
     say(f"{threads} CPU thread{'s' if threads > 1 else ''} a run (FFREPRO_THREADS says otherwise)")
     return [{"FFREPRO_THREADS": str(threads)} for _ in range(processes)]

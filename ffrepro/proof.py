@@ -199,7 +199,7 @@ def _compared(run: Run, again: Tensor, table: Tensor, here: bool) -> Rung:
         )
     return Rung(
         "goodness",
-        f"from the weights within {100 * largest:.2g} % (evaluated on another machine or by another version); "
+        f"from the weights within {100 * largest:.2g} % (by another version, or not certainly in this environment); "
         f"{moved} predictions differ",
     )
 

@@ -1,6 +1,7 @@
 """What ran, on what, from what: hashes of tensors and code, the environment, and files that are whole or absent."""
 
 import csv
+import functools
 import hashlib
 import importlib
 import json
@@ -91,6 +92,7 @@ def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     return text_hash("\0".join(f"{name}\0{sources[name]}" for name in sorted(sources)))
 
 
+@functools.cache
 def _cpuinfo() -> dict[str, str]:
     """What Linux tells of the first processor; {} elsewhere."""
     info = Path("/proc/cpuinfo")

@@ -107,6 +107,20 @@ def test_no_more_threads_than_openmp_starts(root, limit):
     assert environment["threads"] == 1
 
 
+def test_a_process_s_share_of_the_cores_by_hand(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr(devices, "_openmp", lambda name, otherwise: {"thread_limit": 3}[name])  # of each process
+    assert [devices.cores(processes) for processes in (1, 2, 4, 16)] == [3, 3, 2, 1]
+
+
+def test_what_joblib_cannot_read_is_a_line(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert devices.cores() == 1
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "two")
+    with pytest.raises(UserError, match=r"^LOKY_MAX_CPU_COUNT: given 'two'; allowed: a whole number, or unset it$"):
+        devices.cores()
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

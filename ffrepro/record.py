@@ -221,25 +221,31 @@ def joules(device: "torch.device") -> float | None:
         return None
     import torch
 
-    try:
-        pynvml = importlib.import_module("pynvml")
-    except ImportError:  # a borrowed machine may lack it
-        return None
-    try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1000
-    except pynvml.NVMLError:
-        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    used = _nvml(lambda nvml: nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByUUID(uuid)))
+    return None if used is None else used / 1000
 
 
 def driver(device: "torch.device") -> str | None:
     """The version of the GPU's driver, such as 580.95.05; None where it does not tell, or on a CPU."""
     if device.type != "cuda":
         return None
-    version = Path("/proc/driver/nvidia/version")
+    version = Path("/proc/driver/nvidia/version")  # none under WSL
     found = re.search(r"\b\d+\.\d+(\.\d+)?\b", version.read_text()) if version.exists() else None
-    return found.group() if found else None
+    return found.group() if found else _nvml(lambda nvml: nvml.nvmlSystemGetDriverVersion())
+
+
+def _nvml(ask: Callable[[Any], Any]) -> Any:
+    """What NVIDIA's management library says; None where it is not there, or does not tell."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:  # a borrowed machine may lack it
+        return None
+    try:
+        nvml.nvmlInit()
+        return ask(nvml)
+    except nvml.NVMLError:
+        return None
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:

@@ -1,6 +1,7 @@
 """Hashes of tensors and code, files that are whole or absent, and the environment that a record names."""
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -570,6 +571,17 @@ def test_processes_that_train_together_are_an_environment_of_their_own(tmp_path)
 def test_a_cpu_has_no_driver_and_no_counter_of_joules():
     assert record.driver(torch.device("cpu")) is None
     assert record.joules(torch.device("cpu")) is None
+
+
+def test_the_driver_is_asked_for_by_nvml_where_linux_has_no_file_of_it(monkeypatch):
+    """Under WSL, say. Without a driver the library is there and says so."""
+    if Path("/proc/driver/nvidia").exists() or torch.cuda.is_available():
+        pytest.skip("this machine has a driver")
+    assert record.driver(torch.device("cuda")) is None
+    nvml = importlib.import_module("pynvml")
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(nvml, "nvmlSystemGetDriverVersion", lambda: "580.95.05")
+    assert record.driver(torch.device("cuda")) == "580.95.05"
 
 
 def test_a_history_is_a_line_a_row_under_the_first_rows_names(tmp_path):

@@ -261,17 +261,6 @@ def lock(session: nox.Session) -> None:
     """
     for name, sources in {"dev": LOCKS["dev"], **LOCKS}.items():
         shared = [] if name == "dev" else ["--constraint", "requirements/dev.txt"]
-        target = Path("requirements") / f"{name}.txt"
         command = ["uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
-        session.run(
-            *command,
-            "--no-header",
-            "--no-annotate",
-            "--quiet",
-            *sources,
-            *shared,
-            "-o",
-            str(target),
-            *session.posargs,
-            external=True,
-        )
+        command += ["--no-header", "--no-annotate", "--quiet", *sources, *shared, "-o", f"requirements/{name}.txt"]
+        session.run(*command, *session.posargs, external=True)

@@ -23,7 +23,7 @@ from ffrepro.errors import UserError
 from ffrepro.evidence import Run
 from ffrepro.progress import tell
 from ffrepro.step import optimizers
-from ffrepro.verdict import EXIT_CODES, INCONCLUSIVE, NOT_REPRODUCED, worst
+from ffrepro.verdict import worst
 
 TOLERANCE = 0.5
 """Largest distance between two machines' results of one epoch from the same state, in any one tensor, as a share of how
@@ -34,7 +34,7 @@ unrelated gradients of one size, the difference is 1.41 times as large as each."
 
 
 class Finding(NamedTuple):
-    """holds: True, False, or None where it cannot be told (another environment, and state `epoch` was not kept)."""
+    """holds: True, False, or None where it cannot be told: a state that it takes was not shown."""
 
     epoch: int
     found: str
@@ -148,7 +148,10 @@ def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor], start: dict[str
             apart, moved = (float((value - other).double().norm()) for other in others)
             if not (math.isfinite(apart) and math.isfinite(moved)):
                 return math.inf
-            shares.append(apart / moved if moved else math.inf if apart else 0.0)
+            if moved:
+                shares.append(apart / moved)
+            elif apart:
+                return math.inf
     return max(shares)
 
 
@@ -191,7 +194,7 @@ def report(run: Run, params: Params, data: Split, states: Path, k: int, seed: in
     codes = {0}
     for epoch, found, holds in audit(run, data, states, drawn, device):
         tell(f"epoch {epoch}: {found}", holds)
-        codes.add({True: 0, False: EXIT_CODES[NOT_REPRODUCED], None: EXIT_CODES[INCONCLUSIVE]}[holds])
+        codes.add(proof.CODES[holds])
     some = dict.fromkeys(max(1, round(n * share)) for share in (0.01, 0.1, 0.5))
     chances = ", ".join(f"{100 * detection(n, altered, k):.0f} % if {altered} of {n}" for altered in some)
     print(f"a draw of {k} hits an altered epoch with a probability of {chances} were altered")

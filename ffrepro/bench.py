@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ffrepro import __version__, determinism, devices, errors, record
-from ffrepro.config import SHAPES, Experiment, changed
+from ffrepro.config import Experiment, changed
 from ffrepro.data import Split
 from ffrepro.errors import MachineError, UserError
 from ffrepro.evaluation import goodness_of_pairs, goodness_table
@@ -29,7 +29,7 @@ from ffrepro.network import Convolutional, autocast
 from ffrepro.report import markdown
 from ffrepro.training import build
 
-WARM_UP = 2  # steps before the clock starts: an even and an odd one; on CUDA a second pair is captured
+WARM_UP = 2  # steps before the clock starts: an even and an odd one
 EVALUATED = 100  # images, each under every label
 DECIDED = 0.03  # share of (image, label) pairs that evaluation in half precision looks at again, in float32
 MIB = 2**20
@@ -186,7 +186,7 @@ def work(row: Experiment) -> tuple[float, float]:
     second block of each window. Bytes: each of these convolutions' outputs written once and read once, and so are
     their gradients.
     """
-    channels, height, width = SHAPES[row.data.name][0]
+    channels, height, width = row.shape
     channels, size = channels + 1, 4 if row.training.precision == "float32" else 2
     convolutions, outputs = [], []
     for out, pool in row.network.parsed():
@@ -258,9 +258,9 @@ def run(
     *,
     rounds: int,
     steps: int,
-    fast: bool = False,
-    growth: bool = True,
-    say: Callable[[str], None] = lambda _: None,
+    fast: bool,
+    growth: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The whole benchmark of a row on a device: medians, spreads and ratios. On a CPU the plain loop is float32's."""
     if row.network.norm == "length" or row.training.update == "backprop":

@@ -110,8 +110,9 @@ class Checkpoint:
             return [], f"{self.path.name}: damaged, not what its own chain names: not resumed, training starts anew"
         self.started, self.chain = state["started"], state["chain"]
         history: list[dict[str, Any]] = state["history"]
-        if self.keep and not (kept := kept_state(self.path.with_suffix(""), len(history))).exists():
-            record.write(kept, partial(shutil.copyfile, self.path))  # killed between the two, or not kept until now
+        kept = kept_state(self.path.with_suffix(""), len(history))
+        if self.keep and not kept.exists():  # killed between the two, or not kept until now
+            record.write(kept, partial(shutil.copyfile, self.path))
         return history, f"{self.path.name}: going on after epoch {len(history)}"
 
     def _taken_over(self, state: dict[str, Any]) -> bool:

@@ -12,10 +12,10 @@ from ffrepro.config import Experiment
 from ffrepro.errors import UserError
 from ffrepro.layout import Layout
 from ffrepro.targets import Claim, read_claims
-from ffrepro.verdict import p_above, welch
+from ffrepro.verdict import INCONCLUSIVE, p_above, welch
 
 ALPHA = 0.05
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+SUPPORTED, CONTRADICTED, NOT_RUN = "supported", "contradicted", "not run"
 
 
 def difference(pairs: list[tuple[str, str]], rows: Mapping[str, dict[str, Any]]) -> tuple[float, float, float]:
@@ -62,8 +62,14 @@ def judge(claim: Claim, rows: Mapping[str, dict[str, Any]], gaps: Mapping[str, s
     tests = single_pairs if claim.each else [difference(pairs, rows)]
     found, p = min(test[0] for test in tests), max(test[1] for test in tests)
     p_reversed = min(1.0, len(tests) * min(test[2] for test in tests))
-    word = SUPPORTED if p < ALPHA else CONTRADICTED if p_reversed < ALPHA else INCONCLUSIVE
-    what = "difference" if len(pairs) == 1 else "smallest difference" if claim.each else "mean difference"
+    if p < ALPHA:
+        word = SUPPORTED
+    elif p_reversed < ALPHA:
+        word = CONTRADICTED
+    else:
+        word = INCONCLUSIVE
+    kind = "smallest " if claim.each else "mean "
+    what = f"{kind if len(pairs) > 1 else ''}difference"
     why = f"{what} {found:+.2f} points"
     if not claim.each and len(pairs) > 1:  # a mean can hide one large pair, and pairs that say the opposite
         apart = sorted(test[0] for test in single_pairs)

@@ -6,15 +6,12 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ffrepro import __version__, errors
 from ffrepro import portable as asked_portable
-
-if TYPE_CHECKING:
-    from ffrepro.data import Split
 
 app = typer.Typer(
     help="Reproduce The Trifecta (arXiv 2311.18130): Forward-Forward training of deep networks, and the proof of it.",
@@ -283,7 +280,7 @@ def evaluate(
     from ffrepro import again, layout, pipeline
 
     released = weights == "released"
-    project = layout.Layout(layout.find().root, "results" if released else runs)
+    project = layout.find("results" if released else runs)
     settings = _settings(device, mirror, offline)
     asked = again.Asked(name, seed, images, first, precision, released, restated)
     for line in again.evaluate(project, asked, device, lambda data: pipeline.prepare(project, data, settings)):
@@ -304,13 +301,11 @@ def verify(
     from ffrepro import config, devices, layout, pipeline, proof
 
     project, settings = layout.find(), _settings(device, mirror, offline)
-
-    def data(row: config.Experiment) -> "tuple[Split, Split] | None":
-        return pipeline.prepared(project, row, settings)
-
     chosen = devices.choose(device)
     with devices.faults("verify", chosen):
-        code = proof.report(path, project, config.load(project.params), data, chosen)
+        code = proof.report(
+            path, project, config.load(project.params), lambda row: pipeline.prepared(project, row, settings), chosen
+        )
     raise typer.Exit(code)
 
 
@@ -379,7 +374,7 @@ def reference(
     """Train a row's reference seeds and write their accuracies to results/, for others to compare with."""
     from ffrepro import config, layout, pipeline, report
 
-    project = layout.Layout(layout.find().root, "results")
+    project = layout.find("results")
     row = config.experiment(config.load(project.params), name)
     report.check_machine(machine)
     pipeline.train_references(project, name, row, _settings(device, mirror, offline))
@@ -511,7 +506,3 @@ def main() -> None:
         sys.exit(errors.run(lambda: app(prog_name="ffrepro")))
     finally:
         errors.end_undisturbed()
-
-
-if __name__ == "__main__":
-    main()

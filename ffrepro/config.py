@@ -291,21 +291,19 @@ def _load(file: str, text: str) -> Params:
         try:
             experiments[name] = Experiment.model_validate(_laid_over(written, rows, families[name]))
         except ValidationError as error:
-            for kind, field, text in _mistakes(error, Experiment):
+            for kind, field, said in _mistakes(error, Experiment):
                 by = next((one for one in families[name] if _states(rows[one], field)), None)
-                if by == name or (by and kind == "combination"):
-                    lines.append(_line(("experiments", name, *field), text))
-                elif by:
-                    continue  # found in the row that states it
-                elif kind in ("missing", "combination"):  # the rest was found in the defaults
-                    inherited.setdefault((field, text), []).append(name)
-    for (field, text), names in inherited.items():
+                if by == name or (by and kind == "combination"):  # else it is found in the row that states it
+                    lines.append(_line(("experiments", name, *field), said))
+                elif by is None and kind in ("missing", "combination"):  # the rest was found in the defaults
+                    inherited.setdefault((field, said), []).append(name)
+    for (field, said), names in inherited.items():
         if _states(written.defaults, field):
-            lines.append(_line(("defaults", *field), f"{text} (row{'s' * (len(names) > 1)} {', '.join(names)})"))
+            lines.append(_line(("defaults", *field), f"{said} (row{'s' * (len(names) > 1)} {', '.join(names)})"))
         elif len(names) == len(rows) > 1:
-            lines.append(_line(("defaults", *field), text))
+            lines.append(_line(("defaults", *field), said))
         else:
-            lines += [_line(("experiments", name, *field), f"{text} (here or in defaults)") for name in names]
+            lines += [_line(("experiments", name, *field), f"{said} (here or in defaults)") for name in names]
     _refuse(lines, file)
     return Params(seeds=written.seeds, experiments=experiments)
 
@@ -329,14 +327,15 @@ def original(path: Path) -> list[str]:
 
 def _family(name: str, rows: Mapping[str, dict[Any, Any]], lines: list[str]) -> list[str]:
     """The row and those that it is `like`, nearest first; a line for a `like` that leads nowhere or round."""
-    family = [name]
-    while "like" in (row := rows[family[-1]]):
+    family, row = [name], rows[name]
+    while "like" in row:
         base = row["like"]
         if not isinstance(base, str) or base not in rows or base in family:
             allowed = "the name of another row, which is not itself like this one"
             lines.append(_line(("experiments", family[-1], "like"), f"given {_shown(base)}; allowed: {allowed}"))
             break
         family.append(base)
+        row = rows[base]
     return family
 
 
@@ -344,9 +343,11 @@ def _laid_over(written: _Written, rows: Mapping[str, dict[Any, Any]], family: li
     """The row with what it does not state: section by section, and keeping what is unknown, for validation to find."""
     whole: dict[Any, Any] = {"seeds": written.seeds, **written.defaults}
     for name in reversed(family):
-        row = {key: value for key, value in rows[name].items() if key != "like"}
-        both = {k: {**whole[k], **row[k]} for k in row if isinstance(row[k], dict) and isinstance(whole.get(k), dict)}
-        whole = {**whole, **row, **both}
+        for key, value in rows[name].items():
+            if isinstance(value, dict) and isinstance(whole.get(key), dict):
+                whole[key] = {**whole[key], **value}
+            elif key != "like":
+                whole[key] = value
     return whole
 
 
@@ -384,16 +385,17 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:  # no more of it than is allowed, whatever it is
             content = file.read(WRITTEN + 1)
-        text = content.decode() if len(content) <= WRITTEN else None
+        if len(content) > WRITTEN:
+            raise UserError(
+                f"{path.name}: given more than {WRITTEN >> 10} KiB; allowed: at most that; restore the file"
+            )
+        return content.decode()
     except FileNotFoundError:
         raise UserError(f"{path.name}: no such file; expected in the project's folder, {path.parent}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be read: {error.strerror}") from None
-    if text is None:
-        raise UserError(f"{path.name}: given more than {WRITTEN >> 10} KiB; allowed: at most that; restore the file")
-    return text
 
 
 def _content(file: str, text: str) -> Any:
@@ -527,9 +529,12 @@ def _schema(model: type[BaseModel], place: tuple[str, ...]) -> dict[str, Any]:
     for key in place:
         if "items" in part:
             part = part["items"]
+        elif "properties" in part:
+            part = part["properties"][key]
         else:
-            part = part["properties"][key] if "properties" in part else next(iter(part["patternProperties"].values()))
-        part = whole["$defs"][part["$ref"].removeprefix("#/$defs/")] if "$ref" in part else part
+            part = next(iter(part["patternProperties"].values()))
+        if "$ref" in part:
+            part = whole["$defs"][part["$ref"].removeprefix("#/$defs/")]
     return part
 
 
@@ -586,7 +591,9 @@ def changed(row: Experiment, values: Mapping[str, object], where: str = "given v
 
 def number_of_voters(vote: str, blocks: int) -> int:
     """Of last, last-2 .. last-9 or all."""
-    return blocks if vote == "all" else 1 if vote == "last" else int(vote.removeprefix("last-"))
+    if vote == "all":
+        return blocks
+    return 1 if vote == "last" else int(vote.removeprefix("last-"))
 
 
 def canonical(model: BaseModel) -> str:

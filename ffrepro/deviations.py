@@ -128,4 +128,6 @@ def of(row: Experiment, deviations: Deviations) -> Iterator[tuple[str, str, str,
 
 def shown(value: object) -> str:
     """A value as params.yaml writes it."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -185,14 +185,11 @@ def why_none() -> str:
     except Exception as error:  # of several classes
         words = [str(error).partition(". ")[0].partition("\n")[0]]
     if words and "Found no NVIDIA driver" in words[0]:
-        words = ["NVIDIA's driver is there without its libraries: in a container, --gpus all"] if has_driver() else []
+        driver = record.driver(torch.device("cuda"))
+        words = ["NVIDIA's driver is there without its libraries: in a container, --gpus all"] if driver else []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         words.append(f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}")
     return f" ({'; '.join(words)})" if words else ""
-
-
-def has_driver() -> bool:
-    return record.driver(torch.device("cuda")) is not None
 
 
 # What PyTorch has no class of its own for: memory of the host, of cuBLAS, of a GPU whose management library is shut off

@@ -150,7 +150,7 @@ def promise(device: torch.device) -> str:
 
 
 def report(params: Params, project: Layout, device: torch.device) -> bool:
-    """Print the findings as they come; whether all that was checked is good (a row that needs CUDA aside)."""
+    """Print the findings as they come; whether all that was checked is good. Rows are told of, and no fault."""
     with suppress(MachineError):  # a switch that does not stay is told of among the others
         determinism.switch_on()
     sound = True

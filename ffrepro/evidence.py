@@ -47,17 +47,15 @@ def runs_of(path: Path) -> list[Path]:
             return [folder]
         if path.is_file():
             raise UserError(f"{config.plain(path)}: not in a run's folder, no record.json beside it; {GIVE}")
-        folders = [entry for entry in path.iterdir() if _of_a_seed(entry)] if path.is_dir() else []
+        folders: list[Path] = []
+        if path.is_dir():
+            folders = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
     except (OSError, ValueError) as error:  # too long a name, no right to look, links that go round, a zero in it
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{config.plain(path)}: cannot be read ({why}); {GIVE}") from None
     if not folders:
         raise UserError(f"{config.plain(path)}: no record.json and no folder of a seed there; {GIVE}")
     return sorted(folders, key=lambda folder: int(folder.name))
-
-
-def _of_a_seed(entry: Path) -> bool:
-    return entry.name.isdecimal() and entry.is_dir()
 
 
 def run_of(path: Path) -> Path:
@@ -158,7 +156,7 @@ class Metrics(Section):
 
 def checked(path: Path, model: type[Section]) -> dict[str, Any]:
     """A sealed file's content. Raises UserError where it was changed, or is not what the model says."""
-    content = record.read_sealed(path, ANEW)
+    content: dict[str, Any] = record.read_sealed(path, ANEW)
     try:
         model.model_validate(content)
     except ValidationError as error:
@@ -167,8 +165,7 @@ def checked(path: Path, model: type[Section]) -> dict[str, Any]:
         raise UserError(
             f"{path}: broken link: no {model.__name__.lower()}: {place}: {config.plain(first['msg'])}"
         ) from None
-    facts: dict[str, Any] = content
-    return facts
+    return content
 
 
 def _row(folder: Path, facts: dict[str, Any]) -> Experiment:

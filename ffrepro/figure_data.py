@@ -269,7 +269,7 @@ def tested(row: Row, tests: Callable[[str], Images]) -> Tested:
     """
     import numpy
 
-    stated = timed(whole_runs(row))[0].accuracy
+    stated = whole_runs(row)[0]["metrics"]["accuracy"]
     path = row.place.run(row.name, row.seeds[0]) / "goodness.safetensors"
     table = record.read_arrays(path).get("goodness")
     test, vote = tests(row.experiment.data.name), row.experiment.evaluation.vote
@@ -278,16 +278,16 @@ def tested(row: Row, tests: Callable[[str], Images]) -> Tested:
         raise UserError(f"{path}: no finite goodness of {shape} images, labels and blocks")
     voters = config.number_of_voters(vote, shape[2])
 
-    def accuracy() -> float:
-        return float(100 * (predicted == test.labels).mean())
+    def accuracy(of: "NDArray[Any]") -> float:
+        return float(100 * (of == test.labels).mean())
 
     predicted = table[:, :, -voters:].mean(2).argmax(1)
-    if accuracy() != stated:  # added up in another order than PyTorch's, a tie can go the other way
+    if accuracy(predicted) != stated:  # added up in another order than PyTorch's, a tie can go the other way
         from torch import from_numpy  # takes longer than drawing
 
         from ffrepro.evaluation import predictions
 
         predicted = predictions(from_numpy(table), vote).numpy()
-        if accuracy() != stated:
-            raise UserError(f"{path}: gives {accuracy():g} %, not the {stated:g} % of metrics.json")
+        if accuracy(predicted) != stated:
+            raise UserError(f"{path}: gives {accuracy(predicted):g} %, not the {stated:g} % of metrics.json")
     return Tested(table, predicted, test)

@@ -123,7 +123,7 @@ def draw_depth(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
         raise UserError(f"{name}: fewer than 2 rows to compare")
     panels, shown = figure_data.by_data_set(lines), [cell for cell, _ in lines]
     look, words = _Look(table, shown), []
-    canvas, axes = _panels(panels, "block", "accuracy of each block (%)", look.keys(shown))
+    canvas, axes = _panels(panels, "block", "accuracy of each block (%)", look.keys())
     for (data_set, inside), panel in zip(panels.items(), axes, strict=True):
         for cell, blocks in inside:
             numbers, means, lows, highs = zip(*blocks, strict=True)
@@ -136,7 +136,7 @@ def draw_depth(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
             for cell, blocks in ([ranked[-1], ranked[0]] if len(ranked) > 1 else ranked)
         ]
         words.append(f"{data_set}: the last block is best in {' and worst in '.join(ends)}.")
-    look.legend(canvas, shown, lines=True)
+    look.legend(canvas, lines=True)
     n = _seeds(cell.of for cell in shown)
     start = f"Test accuracy of each block by itself, {n}, and bands from the lowest seed to the highest."
     return Figure(f"depth-{name}", f"Accuracy by depth: {table.title}", " ".join([start, *words])), canvas
@@ -153,7 +153,7 @@ def draw_time(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
         raise UserError(f"{name}: no backprop twin beside Forward-Forward")
     shown = [cell for lines in panels.values() for cell, _ in lines]
     look, words = _Look(table, shown), []
-    canvas, axes = _panels(panels, "training (s)", "test accuracy (%)", look.keys(shown))
+    canvas, axes = _panels(panels, "training (s)", "test accuracy (%)", look.keys())
     for (data_set, lines), panel in zip(panels.items(), axes, strict=True):
         for cell, points in lines:
             x, y = zip(*points, strict=True)
@@ -165,7 +165,7 @@ def draw_time(name: str, table: targets.Table, members: list[Cell]) -> Drawn:
             seconds = fmean(one.seconds for one in dict(lines)[cell])
             best.append(f"{look.title(cell)} {cell.of.mean:.2f} % after {seconds:.0f} s")
         words.append(f"{data_set}: the best of each, by their means, {' and '.join(best)}.")
-    look.legend(canvas, shown, lines=False)
+    look.legend(canvas, lines=False)
     hollow, filled = (sum(len(cell.of.seeds) for cell in shown if cell.of.forward is kind) for kind in (False, True))
     start = (
         "Test accuracy against seconds of training, a point a run: "
@@ -181,7 +181,7 @@ class _Look:
     """
 
     def __init__(self, table: targets.Table, shown: Sequence[Cell]) -> None:
-        self.rows = list(table.rows)
+        self.rows, self.shown = list(table.rows), shown
         forward = [cell for cell in shown if cell.of.forward]
         panels: dict[str, set[str]] = {}
         for cell in forward:
@@ -207,16 +207,16 @@ class _Look:
     def _place(self, cell: Cell) -> int:
         return (self.columns or self.rows).index(cell.column if self.columns else cell.row) % len(MARKERS)
 
-    def keys(self, shown: Sequence[Cell]) -> int:
+    def keys(self) -> int:
         """How many entries the legend has."""
-        return len({cell.row for cell in shown}) + len(self.columns)
+        return len({cell.row for cell in self.shown}) + len(self.columns)
 
-    def legend(self, canvas: "Canvas", shown: Sequence[Cell], lines: bool) -> None:
+    def legend(self, canvas: "Canvas", lines: bool) -> None:
         """Below the panels: the rows, and the columns where they are told apart. lines: whether dashes are shown."""
         from matplotlib.lines import Line2D
 
         handles = []
-        for row, cell in {cell.row: cell for cell in shown}.items():
+        for row, cell in {cell.row: cell for cell in self.shown}.items():
             alone = not self.columns and cell.of.forward
             handle = Line2D([], [], color=self.colour(cell), markerfacecolor=self.face(cell), label=row)
             handle.set_marker(self.marker(cell) if alone or not cell.of.forward else "o")
@@ -299,8 +299,8 @@ def draw_curves(row: Row, what: str) -> Drawn:
         _logarithmic(panel)
     canvas.legend(loc="outside right upper", title="block", title_fontsize=8)
     ends = [
-        f"block {block} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
-        for block, points in list(lines.items())[:: max(len(lines) - 1, 1)]
+        f"block {block} from {lines[block][0][1]:.3g} to {lines[block][-1][1]:.3g}"
+        for block in sorted({min(lines), max(lines)})  # the first and the last, which may be one
     ]
     title, start = CURVES[what]
     epochs = max(int(epoch) for points in lines.values() for epoch, _ in points)
@@ -316,8 +316,12 @@ def _logarithmic(panel: "Axes") -> None:
     low, high = panel.get_ylim()
     if high < 10 * low:
         between: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7)
+    elif high < 30 * low:
+        between = (1, 2, 5)
+    elif high < 3000 * low:
+        between = (1, 3)
     else:
-        between = (1, 2, 5) if high < 30 * low else (1, 3) if high < 3000 * low else (1,)
+        between = (1,)
     panel.yaxis.set_major_locator(LogLocator(subs=between))
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from ffrepro import config
 from ffrepro.config import Experiment, Section
 from ffrepro.deviations import shown
@@ -19,28 +21,23 @@ Written by `ffrepro params handbook` from the models in `ffrepro/config.py`, whi
 def markdown(params: Path) -> str:
     """The whole page; params: params.yaml, sound."""
     defaults = config.defaults(params)
-    sections = {
-        name: field.annotation
-        for name, field in Experiment.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-    page = [HEAD, *_table("A row", Experiment, (), defaults, leave_out=sections)]
-    for name, section in sections.items():
-        page += _table(f"{name}: {Experiment.model_fields[name].description}", section, (name,), defaults.get(name, {}))
-    return "\n".join(page) + "\n"
+    single: dict[str, FieldInfo] = {}
+    sections: list[str] = []
+    for name, field in Experiment.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            sections += _table(f"{name}: {field.description}", kind.model_fields, (name,), defaults.get(name, {}))
+        else:
+            single[name] = field
+    return "\n".join([HEAD, *_table("A row", single, (), defaults), *sections]) + "\n"
 
 
 def _table(
-    title: str,
-    section: type[Section],
-    place: tuple[str, ...],
-    defaults: Mapping[str, Any],
-    leave_out: Mapping[str, Any] | None = None,
+    title: str, fields: Mapping[str, FieldInfo], place: tuple[str, ...], defaults: Mapping[str, Any]
 ) -> list[str]:
     lines = [f"\n## {title}\n", "| field | meaning | allowed | default |", "| --- | --- | --- | --- |"]
-    for name, field in section.model_fields.items():
-        if name not in (leave_out or {}):
-            allowed = config.allowed(*place, name).replace("|", "\\|")
-            default = f"`{shown(defaults[name])}`" if name in defaults else "each row states it"
-            lines.append(f"| `{name}` | {field.description} | {allowed} | {default} |")
+    for name, field in fields.items():
+        allowed = config.allowed(*place, name).replace("|", "\\|")
+        default = f"`{shown(defaults[name])}`" if name in defaults else "each row states it"
+        lines.append(f"| `{name}` | {field.description} | {allowed} | {default} |")
     return lines

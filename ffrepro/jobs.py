@@ -184,7 +184,7 @@ def states(project: Layout, params: Params, runs: Iterable[Run]) -> Iterator[Sta
         elif its["process"] and _lives(*its["process"]):
             yield State(run, "running", said) if project.log(*run).exists() else State(run, "queued", "")
         else:
-            log, why = squeue.errors(project, its["job"] or ""), _why(project, run, lacks, said)
+            log, why = squeue.log(project, its["job"] or ""), _why(project, run, lacks, said)
             told = tail(log, "slurmstepd") or tail(log)  # srun's last word is only that it was killed
             killed = told and why.startswith(("epoch ", "interrupted"))  # its own log does not say by whom, or why
             yield State(run, "failed", told if killed else why or told or "ended before it began")
@@ -354,15 +354,15 @@ def local(project: Layout, params: Params, runs: list[Run], processes: int, sett
             for process, _ in running.values():
                 process.wait()
         note(project, params, runs)
-    ended = {run: lacking(project, params, run) for run in runs}
-    return [
-        State(run, elsewhere[run], "")
-        if run in elsewhere
-        else State(run, "failed", _why(project, run, lacks, _said(project, run)))
-        if lacks
-        else State(run, "done", "")
-        for run, lacks in ended.items()
-    ]
+    ended: list[State] = []
+    for run in runs:
+        if run in elsewhere:
+            ended.append(State(run, elsewhere[run], ""))
+        elif lacks := lacking(project, params, run):
+            ended.append(State(run, "failed", _why(project, run, lacks, _said(project, run))))
+        else:
+            ended.append(State(run, "done", ""))
+    return ended
 
 
 def _at_slurm(project: Layout, params: Params, runs: Iterable[Run]) -> dict[Run, str]:

@@ -64,9 +64,10 @@ class Layout:
         """Beside the runs, not in them: no result, and no output of a stage."""
         return self.root / "checkpoints" / f"{name}-{seed}.pt"
 
-    def lock(self, run: str = "ffrepro") -> Path:
-        """Of a run, such as digits-0, or of the project; not in the runs, which are data."""
-        return self.root / ".dvc" / "tmp" / f"{run}.lock"
+    def lock(self, what: str = "ffrepro") -> Path:
+        """Of a run (digits-0), of data (data-mnist), of the report or of the project; not in the runs, which are
+        data."""
+        return self.root / ".dvc" / "tmp" / f"{what}.lock"
 
     @property
     def cluster(self) -> Path:
@@ -116,15 +117,15 @@ class Layout:
         return self.root / "report" / "figures"
 
 
-def find() -> Layout:
-    """The project that the current folder lies in. Raises UserError where there is none."""
+def find(runs: str = "runs") -> Layout:
+    """The project that the current folder lies in; runs: as in `Layout`. Raises UserError where there is none."""
     try:
         start = Path.cwd().resolve()
     except FileNotFoundError:
         raise UserError("the current folder is not there any more; go to your clone") from None
     for folder in (start, *start.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
-            return Layout(folder)
+            return Layout(folder, runs)
     raise UserError(
         f"no ffrepro project in {start.name or start} or above it (params.yaml and dvc.yaml); go to your clone"
     )

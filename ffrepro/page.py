@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from itertools import accumulate
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -226,25 +225,19 @@ def _grid(name: str, title: str, columns: Iterable[str], rows: list[dict[str, st
 def _paper_tables(project: Layout) -> str:
     """The paper's tables; below each row its runs, or the command that makes them."""
     below: dict[str, str] = {}
-    printed, origins = tables.read(project), tables.Origins(project)
-    for row in (row for table in printed for row in table.rows):
-        name = row["experiment"]
-        if name not in below:
-            below[name] = _runs(origins, name) if row["results"] else _how(name)
-    return "\n".join(
-        _table(
-            table.name,
-            table.title,
-            tables.COLUMNS,
-            "\n".join(
+    origins, parts = tables.Origins(project), []
+    for table in tables.read(project):
+        bodies = []
+        for row in table.rows:
+            name = row["experiment"]
+            if name not in below:
+                below[name] = _runs(origins, name) if row["results"] else _how(name)
+            bodies.append(
                 f'<tbody data-row>\n<tr>{_cells(row)}</tr>\n<tr class="runs"><td colspan="{len(tables.COLUMNS)}">'
-                f"{below[row['experiment']]}</td></tr>\n</tbody>"
-                for row in table.rows
-            ),
-            ' class="sortable"',
-        )
-        for table in printed
-    )
+                f"{below[name]}</td></tr>\n</tbody>"
+            )
+        parts.append(_table(table.name, table.title, tables.COLUMNS, "\n".join(bodies), ' class="sortable"'))
+    return "\n".join(parts)
 
 
 def _runs(origins: tables.Origins, name: str) -> str:
@@ -412,8 +405,12 @@ def _attributes(given: Mapping[str, str], path: Path, name: str) -> Iterator[tup
 
 def _sheet(text: str, path: Path, name: str) -> str:
     """A style sheet that can be set within braces; what could close them, or hide that it does, is refused."""
-    depths = list(accumulate((character == "{") - (character == "}") for character in text))
-    if min(depths, default=0) < 0 or depths[-1:] not in ([], [0]) or re.search(r"""["']|/\*""", text):
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            break
+    if depth or re.search(r"""["']|/\*""", text):
         raise UserError(f"{path.name}: given style {text!r}; allowed in a figure: whole rules, no quotes, no comments")
     return _referring(text, path, name)
 

@@ -31,9 +31,9 @@ ROUNDING = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.05}
 rounding may make. Allowances: measured is one run alone, in float16 on an H100 and in float32 on a CPU, 2.18 %."""
 FEW = 16  # images of a batch with which a CPU repeats a GPU's row
 MOVED = 0.005  # share of predictions that it may change, and hence of the accuracy that counts
-
-
-COPIED = (("history",), ("started", "ended", "seconds"))  # what no second training has in common with another
+TIMES = ("started", "ended", "seconds")  # which, like its history, no second training has in common with another
+CODES: dict[bool | None, int] = {True: 0, False: EXIT_CODES[NOT_REPRODUCED], None: EXIT_CODES[INCONCLUSIVE]}
+"""The exit code of what holds, of what does not, and of what cannot be told."""
 
 
 class Rung(NamedTuple):
@@ -278,10 +278,10 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
             continue
         pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
         apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
-        if apart is None and any(all(other[name] == facts[name] for name in names) for names in COPIED):
-            copied = True
-            continue
         if apart is None:
+            if other["history"] == facts["history"] or all(other[name] == facts[name] for name in TIMES):
+                copied = True
+                continue
             return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
         differs = f"differs from the committed record from epoch {apart} on"
         if alike:
@@ -308,14 +308,14 @@ def statistics(
     found = {run.facts["seed"]: rung for run, rung in zip(runs, metrics, strict=True)}
     known = {seed: rung.accuracy for seed, rung in found.items() if rung.accuracy is not None}
     if len(known) < len(found):
-        yield Rung("statistics", "cannot be told without the test labels", None), EXIT_CODES[INCONCLUSIVE]
+        yield Rung("statistics", "cannot be told without the test labels", None), CODES[None]
         return
 
-    def rung(text: str, holds: bool | None, code: int, seeds: Iterable[int]) -> tuple[Rung, int]:
+    def rung(text: str, holds: bool | None, seeds: Iterable[int]) -> tuple[Rung, int]:
         if told := [str(seed) for seed in seeds if not found[seed].holds]:
             text = f"{text}; told by goodness alone, not shown: no weights of seed {', '.join(told)} here"
-            return Rung("statistics", text, None), EXIT_CODES[INCONCLUSIVE]
-        return Rung("statistics", text, holds), code
+            holds = None
+        return Rung("statistics", text, holds), CODES[holds]
 
     def agrees(values: dict[str, Any], committed: Reference) -> bool:
         return math.isclose(values["mean"], committed.mean) and math.isclose(values["std"] or 0, committed.std or 0)
@@ -329,20 +329,21 @@ def statistics(
     if here := [seed for seed in references if seed in known]:
         ours = spread([known[seed] for seed in here])
         if gap := lacking(references, "reference"):
-            yield rung(f"{percent(ours)} so far: {gap}", None, EXIT_CODES[INCONCLUSIVE], here)
+            yield rung(f"{percent(ours)} so far: {gap}", None, here)
         elif reference is None:
             text = f"{percent(ours)} of the reference seeds, of which results/reference.json says nothing"
-            yield rung(text, None, EXIT_CODES[INCONCLUSIVE], here)
+            yield rung(text, None, here)
         else:
             # In another environment rounding may move a prediction; the ladder has judged by how much (`_compared`).
             as_told = spread([run.metrics["accuracy"] for run in runs if run.facts["seed"] in here])
-            if same := agrees(ours, reference):
+            same = True
+            if agrees(ours, reference):
                 text = "as committed"
-            elif same := agrees(as_told, reference):
+            elif agrees(as_told, reference):
                 text = f"as committed ({percent(as_told)}) but for another machine's rounding"
             else:
-                text = "not what results/reference.json says"
-            yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, 0 if same else 3, here)
+                same, text = False, "not what results/reference.json says"
+            yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, here)
     if foreign := [str(seed) for seed in known if seed not in references and seed not in row.seeds]:
         yield Rung("statistics", f"without seed {', '.join(foreign)}, which the row does not declare", None), 0
     if here and not own:
@@ -350,12 +351,12 @@ def statistics(
     against = percent(target.model_dump()) if target else "no target"
     if gap := lacking(row.seeds, "declared"):
         so_far = f"{percent(spread([known[seed] for seed in own]))} so far against {against}: " if own else ""
-        yield rung(f"{so_far}inconclusive: {gap}", None, EXIT_CODES[INCONCLUSIVE], own)
+        yield rung(f"{so_far}inconclusive: {gap}", None, own)
         return
     result = results.judge(spread([known[seed] for seed in own]), row, target)
     word = result["verdict"]
     text = f"{percent(result['accuracy'])} against {against}: {word}: {result['why']}"
-    yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), EXIT_CODES[word], own)
+    yield rung(text, {REPRODUCED: True, NOT_REPRODUCED: False}.get(word), own)
 
 
 def report(path: Path, project: Layout, params: Params, data: Data, device: torch.device) -> int:
@@ -378,15 +379,16 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
         committed = project.committed_records(name)
         for rung in ladder(run, splits, committed, device):
             _tell(rung)
-            metrics += [rung] if rung.what == "metrics" else []
+            if rung.what == "metrics":
+                metrics.append(rung)
             if rung.holds is False:
-                codes.add(EXIT_CODES[NOT_REPRODUCED])
+                codes.add(CODES[False])
         runs.append(run)
     print(f"{name}, {len(runs)} seed{'s' * (len(runs) > 1)}")
     rung = _self_repeat(runs[0].row, device)
     _tell(rung)
     if rung.holds is False:
-        codes.add(EXIT_CODES[NOT_REPRODUCED])
+        codes.add(CODES[False])
     row, single = runs[0].row, path.is_file() or (path / "record.json").exists()
     if single and row.seeds != (runs[0].facts["seed"],):
         seeds = ", ".join(map(str, row.seeds))

@@ -4,11 +4,12 @@ import csv
 import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,7 +303,7 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
 def read_sealed(path: Path, remedy: str = "") -> Any:
     """Read what `write_sealed` wrote. Raises UserError when it is missing, or any byte of it was changed since.
 
-    remedy: as in `read_json`.
+    remedy: what to do about it, instead of running the stage that writes it.
     """
     content, text = _json_and_text(path, remedy)  # once: a stage may replace the file now
     try:
@@ -314,32 +315,30 @@ def read_sealed(path: Path, remedy: str = "") -> Any:
     return content
 
 
+def as_csv(header: Collection[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line a row under the header, empty where a row lacks one of it."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, header, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    """One line a row under all rows' keys, empty where a row lacks one."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-
-    def writer(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, keys, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
-    write(path, writer)
+    """One line a row under all rows' keys."""
+    write_text(as_csv(dict.fromkeys(key for row in rows for key in row), rows), path)
 
 
 DEEP = 32  # levels that a JSON file may have: ours have five, and Python's recursion would end at some hundred
 WRITE, AGAIN = "run the stage that writes it (`dvc repro`)", "delete it and run again"
 
 
-def read_json(path: Path, remedy: str = "") -> Any:
-    """Raises UserError in one line when the file is missing or is not JSON as `write_json` writes it.
-
-    remedy: what to do about it, instead of running the stage that writes it.
-    """
-    return _json_and_text(path, remedy)[0]
+def read_json(path: Path) -> Any:
+    """Raises UserError in one line when the file is missing or is not JSON as `write_json` writes it."""
+    return _json_and_text(path)[0]
 
 
-def _json_and_text(path: Path, remedy: str) -> tuple[Any, str]:
+def _json_and_text(path: Path, remedy: str = "") -> tuple[Any, str]:
     """What JSON says, and its text, to the byte."""
     try:
         text = path.read_bytes().decode()
@@ -384,7 +383,7 @@ def write_tensors(tensors: Mapping[str, "Tensor"], path: Path) -> str:
 def read_tensors(path: Path, remedy: str = "") -> dict[str, "Tensor"]:
     """Read what `write_tensors` wrote. Raises UserError when it is missing, damaged, or not what its header says.
 
-    remedy: as in `read_json`.
+    remedy: as in `read_sealed`.
     """
     return _read(path, "pt", tensors_hash, remedy)
 

@@ -1,7 +1,5 @@
 """Runs -> a row's summary -> the tables of all rows and claims, in Markdown and CSV with the same digits."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -121,14 +119,6 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def as_csv(header: Sequence[str], rows: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 CLAIM_COLUMNS = ("claim", "in words", "pairs", "verdict", "p", "why", "results")
 
 
@@ -214,8 +204,7 @@ def overview(project: Layout, table: str | None = None) -> str:
         cost = f"{duration(ours.seconds)} on {ours.device}" if ours else NOT_RUN
         accuracy = measured_accuracy(ours) if ours else NOT_RUN
         paper = percent(published[name].model_dump()) if name in published else "none"
-        needs = {"cuda": "CUDA", "cpu": "CPU"}[row.requires]
-        blocks = row.network.blocks
+        needs, blocks = row.requires.upper(), row.network.blocks
         lines.append([name, row.title, row.data.name, blocks, needs, str(len(row.seeds)), cost, paper, accuracy])
     return markdown(header, lines).rstrip()
 

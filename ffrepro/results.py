@@ -44,7 +44,7 @@ class Environment(Read):
 
 def _whole(facts: dict[str, str | int | None]) -> dict[str, str | int | None]:
     Environment.model_validate(facts)
-    if not "".join(str(part) for pair in facts.items() for part in pair).isprintable():
+    if not "".join(map(str, [*facts, *facts.values()])).isprintable():
         raise ValueError("characters that cannot be printed")
     return facts
 
@@ -278,12 +278,11 @@ def _of(row: Experiment, path: Path, model: type[Section]) -> dict[str, Any] | N
     """What a stage wrote about the row; none where it is of other parameters. Raises UserError for what none wrote."""
     if not path.exists():
         return None
-    content = record.read_json(path)
+    content: dict[str, Any] = record.read_json(path)
     try:
         if content["row"] != record.text_hash(config.canonical(row)):
             return None
         model.model_validate(content)
     except (KeyError, TypeError, ValidationError):
         raise UserError(f"{path}: not what a stage writes; delete it and run `dvc repro` again") from None
-    whole: dict[str, Any] = content
-    return whole
+    return content

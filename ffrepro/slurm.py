@@ -118,7 +118,7 @@ def submit(project: Layout, params: Params, runs: list[Run], cluster: Cluster, s
     """Submit what is neither done nor submitted already, an array for the runs that need a GPU and one for the others.
 
     settings: their FFREPRO_DEVICE, unless it is auto, says which all of them are. Returns what was submitted. Raises
-    UserError, also where Slurm takes only one of the arrays, MachineError where there is no Slurm or no submitit.
+    UserError, also without submitit and where Slurm takes only one of the arrays, MachineError where there is no Slurm.
     """
     start = _start(project, cluster)
     try:

@@ -72,23 +72,11 @@ def _fetch(
     name: str,
     root: Path,
     mirror: str | None,
-    login: Any,
+    login: str,
     offline: bool,
     report: data.Report,
     say: Callable[[str], None],
 ) -> None:
-    parts = {
-        path.name: path
-        for remote in data.DATASETS[name].remotes
-        for path in (root / f"{remote.name}.download", *(root / f"{content}.part" for content in remote.contents))
-    }
-
-    def bounded_report(part: str, done: int, total: int | None) -> None:
-        if max(done, total or 0) > LARGEST:
-            parts[part].unlink()  # the next source, or the next call, would go on from it
-            raise UserError(f"{total or done} bytes{'' if total else ' and going on'}: {_too_large()}; removed")
-        report(part, done, total)
-
     def bounded_unpack(archive: Path, wanted: Mapping[str, str], root: Path) -> None:
         try:
             if _unpacked(archive) <= LARGEST:
@@ -102,10 +90,16 @@ def _fetch(
         raise UserError(f"not the archive it should be ({size} bytes): {reason}; removed")
 
     def copy_on(location: str, target: Path, report: data.Report) -> None:
+        def bounded(part: str, done: int, total: int | None) -> None:
+            if max(done, total or 0) > LARGEST:
+                target.unlink()  # the next source, or the next call, would go on from it
+                raise UserError(f"{total or done} bytes{'' if total else ' and going on'}: {_too_large()}; removed")
+            report(part, done, total)
+
         while True:
             before = target.stat().st_size if target.exists() else 0
             try:
-                copy(location, target, report)
+                copy(location, target, bounded)
                 return
             except UserError as error:
                 if "broke off" not in str(error) or not target.exists() or target.stat().st_size - before < WORTH:
@@ -116,9 +110,7 @@ def _fetch(
     urllib.request.install_opener(urllib.request.build_opener(_HTTP, _HTTPS, _Redirects, _Login(mirror, login)))
     data._copy, data._unpack = copy_on, bounded_unpack
     try:
-        data.fetch(
-            name, root, mirror=mirror, offline=offline, report=bounded_report, say=lambda line: say(_printable(line))
-        )
+        data.fetch(name, root, mirror=mirror, offline=offline, report=report, say=lambda line: say(_printable(line)))
     except UserError as error:
         ours = "; the certificates of a proxy: SSL_CERT_FILE=FILE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else ""
         raise UserError(f"{_printable(str(error))}{ours}") from None

@@ -31,6 +31,6 @@ def queue() -> dict[str, tuple[bool, str]]:
     return {job: (state in WAITING, reason) for job, state, reason in rows}
 
 
-def errors(project: Layout, job: str) -> Path:
+def log(project: Layout, job: str) -> Path:
     """Where the node's daemon, srun and submitit say what became of a job."""
     return project.slurm / f"{job}_0_log.err"

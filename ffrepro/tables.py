@@ -5,6 +5,7 @@ import html
 import json
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ffrepro import config, deviations, lock, record, report, results, targets
@@ -25,7 +26,7 @@ class Printed(NamedTuple):
     def as_(self, ending: str) -> str:
         """The whole file, in one of FORMATS."""
         if ending == "csv":
-            return report.as_csv(COLUMNS, self.rows)
+            return record.as_csv(COLUMNS, self.rows)
         if ending == "json":
             return json.dumps({"table": self.name, "title": self.title, "rows": self.rows}, indent=2) + "\n"
         if ending == "tex":
@@ -179,9 +180,9 @@ def write_all(project: Layout) -> str:
                 departures(project),
             ]
         )
-        record.write_text(report.as_csv(report.COLUMNS, rows), project.table("csv"))
+        record.write_text(record.as_csv(report.COLUMNS, rows), project.table("csv"))
         record.write_text(text, project.table("md"))
-        record.write_text(report.as_csv(report.CLAIM_COLUMNS, judged), project.claims("csv"))
+        record.write_text(record.as_csv(report.CLAIM_COLUMNS, judged), project.claims("csv"))
         record.write_text(claims_md, project.claims("md"))
         record.write_json(outcomes, project.claims("json"))
         return text
@@ -266,7 +267,7 @@ def _experiment(project: Layout, address: str, rows: Iterable[str]) -> str:
     return cells[cell]
 
 
-def _facts(path: Any) -> str:
+def _facts(path: Path) -> str:
     if not path.exists():
         return "not there"
     facts = record.read_sealed(path)

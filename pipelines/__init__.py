@@ -1,4 +1,5 @@
-"""One stage a file: read, call one function of the package, write. `dvc.yaml` says when each runs."""
+"""One stage a file: read, call one function of the package, write; `dvc.yaml` says when. Beside them, tools run by
+hand."""
 
 import os
 import signal

@@ -53,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
     row = config.read_experiment(project.experiment(options.row))
     train, test = _data(options, row)
     train, held_out = data.held_out(train, row.data.held_out)
-    watched = test.rows(slice(options.curve)) if options.curve else held_out if row.data.held_out else None
+    watched = held_out if row.data.held_out else None
+    if options.curve:
+        watched = test.rows(slice(options.curve))
     trained = _train(options, row, train, watched, deadline)
     if trained is None:
         return PAUSED
@@ -173,7 +175,7 @@ def _facts(options: argparse.Namespace, row: Experiment, trained: Trained, proje
 
 
 def bring(options: argparse.Namespace) -> int:
-    project, source = layout.Layout(layout.find().root, options.runs), options.folder
+    project, source = layout.find(options.runs), options.folder
     if not project.experiment(options.row).exists():
         where = "" if options.runs == "runs" else f" {options.runs}"
         raise UserError(

@@ -7,7 +7,7 @@ from ffrepro import config, errors, layout, record
 
 
 def main(name: str, runs: str = "runs") -> None:
-    project = layout.Layout(layout.find().root, runs)
+    project = layout.find(runs)
     params = config.load(project.params)
     row = config.experiment(params, name)
     if row.requires == "cuda":

@@ -6,7 +6,7 @@ from ffrepro import config, data, determinism, devices, errors, evaluation, layo
 
 
 def main(name: str, seed: str, runs: str = "runs") -> None:
-    project = layout.Layout(layout.find().root, runs)
+    project = layout.find(runs)
     row, folder = config.read_experiment(project.experiment(name)), project.run(name, int(seed))
     devices.require(config.load(project.params), name)
     determinism.switch_on(fast=devices.fast())

@@ -29,6 +29,7 @@ from ffrepro.goodness import wrong_labels
 from ffrepro.network import Network
 from ffrepro.report import markdown
 from ffrepro.step import has_loss
+from pipelines.away import say
 
 NETWORKS = {"large": "cifar10", "small": "ablation-symba-batch-overlapping"}  # the row whose network it is
 CONTESTANTS = [
@@ -99,7 +100,9 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """|a - b| / |b| over a block's tensors; infinite where only b is 0."""
     apart = sum((value.double() - b[name]).square().sum().item() for name, value in a.items())
     length = sum(b[name].double().square().sum().item() for name in a)
-    return math.sqrt(apart / length) if length else math.inf if apart else 0.0
+    if not length:
+        return math.inf if apart else 0.0
+    return math.sqrt(apart / length)
 
 
 def _gradients(
@@ -120,9 +123,9 @@ def _exact_gradients(row: Experiment, parity: int) -> dict[int, dict[str, torch.
     network = bench.untrained_network(row, torch.device("cpu"), plain=True).double()
     data, source = images.rows(draws.order), DATASETS[row.data.name]
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (source.mean, source.std))
-    x = augment.normalise(augment.apply(data.images, draws.geometry).double(), mean, std)
+    x = augment.normalise(augment.apply(data.images, draws.geometry), mean, std)  # float64 from the mean on
     wrong = wrong_labels(data.labels, draws.wrong, row.classes)
-    plain.step(network, plain.optimizers(network, row.training), x.double(), data.labels, wrong, parity, row.training)
+    plain.step(network, plain.optimizers(network, row.training), x, data.labels, wrong, parity, row.training)
     return by_block(network)
 
 
@@ -303,10 +306,6 @@ def table(found: dict[str, Any]) -> str:
         columns = ("gradients, |float32 - float64| / |float64|", "block", *(SIDES[side] for side in sides))
         lines.append(markdown(columns, rows))
     return "\n".join(lines) + "\n"
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main(*arguments: str) -> int:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -91,7 +92,6 @@ def rounding(kind: torch.dtype, tell: Callable[[Tensor, str, Tensor, Tensor], No
 
     tell: gets each convolution's weight, "input", "weight" or "output", and its gradient before and after rounding.
     """
-    exact = network.convolve
 
     def near(x: Tensor, weight: Tensor, place: str) -> Tensor:
         told = functools.partial(tell, weight, place)
@@ -102,11 +102,8 @@ def rounding(kind: torch.dtype, tell: Callable[[Tensor, str, Tensor, Tensor], No
         y = conv2d(near(x, weight, "input"), near(weight, weight, "weight"), padding=1)
         return near(y, weight, "output")
 
-    network.convolve = convolve
-    try:
+    with patch.object(network, "convolve", convolve):
         yield
-    finally:
-        network.convolve = exact
 
 
 def gradients(
@@ -181,7 +178,7 @@ def main(*arguments: str) -> None:
     options = parser.parse_args(arguments)
     name, number, device = options.row, options.seed, devices.choose(options.device)
     released = options.weights == "released"
-    project = layout.Layout(layout.find().root, "results" if released else "runs")
+    project = layout.find("results" if released else "runs")
     determinism.switch_on()
     with devices.faults(f"{name}-{number}", device):
         if options.weights == "initial":

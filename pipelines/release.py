@@ -10,7 +10,6 @@ import sys
 
 from ffrepro import config, errors, evidence, layout, record
 from ffrepro.errors import UserError
-from ffrepro.layout import Layout
 from pipelines.away import seed
 
 KEPT = ("history.csv", "record.json", "metrics.json", "goodness.safetensors")
@@ -22,8 +21,7 @@ def main(*arguments: str) -> None:
     parser.add_argument("seed", type=seed)
     options = parser.parse_args(arguments)
     name, number = options.row, options.seed
-    here = layout.find()
-    there = Layout(here.root, "results")
+    here, there = layout.find(), layout.find("results")
     run = evidence.read(here.run(name, number))
     if run.weights is None:
         raise UserError(f"{run.folder}: no weights.safetensors, nothing to release")

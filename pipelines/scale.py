@@ -74,7 +74,7 @@ def project_of(runs: int, source: Layout, root: Path) -> tuple[Layout, list[jobs
         shutil.copytree(project.run(*first), project.run(*run))
         record.write_sealed({**facts, "experiment": run.name, "seed": run.seed}, project.run(*run) / "record.json")
     for run in made:
-        record.write_json({"job": None, "process": [1, 0.0]}, project.job(*run))
+        jobs.write_down(project, run, ended=True)
     return project, made
 
 

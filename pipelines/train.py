@@ -10,7 +10,7 @@ from ffrepro.progress import TrainingProgress, say
 
 
 def main(name: str, seed: str, runs: str = "runs") -> None:
-    project = layout.Layout(layout.find().root, runs)
+    project = layout.find(runs)
     row = config.read_experiment(project.experiment(name))
     devices.require(config.load(project.params), name)
     determinism.switch_on(fast=devices.fast())

@@ -1,7 +1,6 @@
 """What ran, on what, from what: hashes of tensors and code, the environment, and files that are whole or absent."""
 
 import csv
-import functools
 import hashlib
 import importlib
 import io
@@ -10,6 +9,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +93,14 @@ def code_hash(modules: Iterable[str] = NUMBERS) -> str:
     return text_hash("\0".join(f"{name}\0{sources[name]}" for name in sorted(sources)))
 
 
-@functools.cache
 def _cpuinfo() -> dict[str, str]:
     """What Linux tells of the first processor; {} elsewhere."""
     info = Path("/proc/cpuinfo")
-    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
-    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    if not info.exists():
+        return {}
+    with info.open() as file:
+        first = [line.partition(":") for line in takewhile(str.strip, file)]  # an empty line ends each
+    return {name.strip(): value.strip() for name, _, value in first}
 
 
 def cpu_model() -> str:

@@ -367,7 +367,7 @@ def test_the_code_hash_by_hand(copy):
 
 def test_the_name_of_the_processor_is_the_systems(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nmodel name\t: One: @ 2 GHz\nmodel name\t: Another\n")
+    info.write_text("processor\t: 0\nmodel name\t: One: @ 2 GHz\n\nprocessor\t: 1\nmodel name\t: Another\n")
     monkeypatch.setattr(record, "Path", {"/proc/cpuinfo": info}.__getitem__)
     assert record.cpu_model() == "One: @ 2 GHz"
     assert record.environment(torch.device("cpu"))["model"] == "One: @ 2 GHz"

@@ -1,6 +1,7 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 os.environ["FFREPRO_DEVICE"] = "cpu"  # the promises of this suite are the CPU's, also on a machine with a GPU
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what many processes of a copy import is compiled once
 os.environ["FFREPRO_THREADS"] = "1"  # trainings beside one another: a second thread each would wait for a free core
 
 from ffrepro import cli, config, data, determinism, errors
 
 ROOT = Path(__file__).parent.parent
+FEW = ("digits", "cifar10-quick", "cifar10", "mnist", "fashion-mnist", "svhn")  # of 54 rows, for DVC to read
 determinism.switch_on()
 # A shell's background job ignores Ctrl-C, and so would what the tests start from one: give it its meaning back.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,8 +114,28 @@ class Project:
         assert old in text, f"{old!r} is not in {name}"
         path.write_text(text.replace(old, new))
 
-    def shrink(self, blocks: str = "4 8P", epochs: int = 1, seeds: list[int] | None = None) -> None:
-        """Make the row `digits` one of moments."""
+    def keep(self, *rows: str) -> None:
+        """Leave these rows alone, none of them `like` one that goes, and no tables: DVC reads every stage of each."""
+        path = self.root / "params.yaml"
+        head, _, written = path.read_text().partition("\nexperiments:\n")
+        blocks = re.split(r"^(?=  [a-z0-9-]+:$)", written, flags=re.MULTILINE)
+        kept = [block for block in blocks if block.partition(":")[0].strip() in rows]
+        assert len(kept) == len(rows)
+        path.write_text(f"{head}\nexperiments:\n{''.join(kept)}")
+        path = self.root / "paper.yaml"
+        of_others = rf"^  (?!(?:{'|'.join(rows)}):)[a-z0-9-]+: \{{mean.*\n"
+        targets = re.sub(of_others, "", path.read_text().partition("\ntables:\n")[0], flags=re.MULTILINE)
+        path.write_text(f"{targets}\ntables: {{}}\nclaims: {{}}\n")
+        path = self.root / "deviations.yaml"
+        path.write_text(re.sub(r"^targets:\n.*?(?=^fields:)", "", path.read_text(), flags=re.MULTILINE | re.DOTALL))
+        assert self.call("ffrepro", "params", "graph").returncode == 0
+
+    def shrink(
+        self, blocks: str = "4 8P", epochs: int = 1, seeds: list[int] | None = None, rows: tuple[str, ...] = FEW
+    ) -> None:
+        """Make the row `digits` one of moments; with seeds, beside few other rows."""
+        if seeds and rows:
+            self.keep(*rows)
         self.edit("params.yaml", "blocks: 48 96P 96 96", f"blocks: {blocks}")
         self.edit("params.yaml", "      epochs: 20\n", f"      epochs: {epochs}\n")
         if seeds:

@@ -96,7 +96,7 @@ def test_pieces_make_the_files_of_the_stages(shrunken):
     paused, out = pieces(shrunken, "digits", 0, absent=set(NOT_THERE) - {"sklearn", "scipy"})
     assert paused == 2
     assert all(file.stat().st_size <= PART for file in out.iterdir())
-    done = shrunken.run("python", "-m", "pipelines.away", "bring", "out", "digits", "0")
+    done = shrunken.call("python", "-m", "pipelines.away", "bring", "out", "digits", "0")
     assert done.returncode == 0, done.stderr
     folder = shrunken.root / "runs" / "digits" / "0"
     brought = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -109,10 +109,7 @@ def test_pieces_make_the_files_of_the_stages(shrunken):
     }
     assert json.loads((out / "chain.json").read_text()) == json.loads(brought["record.json"])["chain"][:2]
     shutil.rmtree(folder)
-    threads = {"FFREPRO_THREADS": "1"}
-    shrunken.stages(["prepare", "digits"])
-    for stage in ("train", "evaluate"):
-        assert shrunken.run("python", "-m", f"pipelines.{stage}", "digits", "0", **threads).returncode == 0
+    shrunken.stages(["prepare", "digits"], ["train", "digits", "0"], ["evaluate", "digits", "0"])
     for name in ("weights.safetensors", "goodness.safetensors", "metrics.json"):
         assert brought[name] == (folder / name).read_bytes()
     mine, theirs = json.loads((folder / "record.json").read_text()), json.loads(brought["record.json"])
@@ -156,8 +153,7 @@ def test_other_values_are_tried_on_images_held_out_of_the_training_set(shrunken)
     shrunken.edit(
         "params.yaml", "schedule: linear\n      precision: float32", "schedule: cosine\n      precision: float32"
     )
-    shrunken.stages(["check", "digits"], ["prepare", "digits"])
-    assert shrunken.run("python", "-m", "pipelines.train", "digits", "0", FFREPRO_THREADS="1").returncode == 0
+    shrunken.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])
     folder = shrunken.root / "runs" / "digits" / "0"
     mine = json.loads((folder / "record.json").read_text())
     for name in ("row", "parameters", "data", "initial_weights", "chain", "weights", "environment"):

@@ -106,7 +106,7 @@ def test_a_bench_that_a_terminal_ends_while_a_measurement_starts_says_so_in_one_
 
 
 def test_a_wrong_option_is_one_line_before_anything_is_measured(project):
-    done = project.run("ffrepro", "bench", "digits", "--batch", "100000")
+    done = project.call("ffrepro", "bench", "digits", "--batch", "100000")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("ffrepro: bench: training.batch: given 100000; allowed: a whole number, at least 2")
 

@@ -314,7 +314,7 @@ def test_another_error_of_pytorch_stays_itself():
 
 
 def test_a_second_reproduce_waits_for_the_first_and_finds_its_work_done(project):
-    project.shrink(epochs=15, seeds=[0])
+    project.shrink(epochs=2, seeds=[0])
     first = start(project, "reproduce", "digits")
     checkpoint_of(project, first)
     second = start(project, "reproduce", "digits", "--json")

@@ -62,10 +62,10 @@ def by(project, processes, *command):
 
 @pytest.fixture(scope="module")
 def project(project_in, tmp_path_factory):
-    made = project_in(tmp_path_factory.mktemp("parallel"))
-    made.shrink("8 16P 16", epochs=3)
-    made.stages(["prepare", "digits"], ["check", "digits"])
-    return made
+    small = project_in(tmp_path_factory.mktemp("parallel"))
+    small.shrink("8 16P 16", epochs=3)
+    small.stages(["prepare", "digits"], ["check", "digits"])
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -110,20 +110,30 @@ def test_shares_without_global_statistics_would_be_told_apart(project, tmp_path,
         assert (half[what] - alone[what]).abs().max() > 1e-2 * gradient
 
 
-def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_process(project):
-    row, place = ["-m", "pipelines.parallel", "digits", "0"], project.root / "runs" / "digits" / "0"
+ROW = ["-m", "pipelines.parallel", "digits", "0"]
 
-    def made():
-        files = {file: (place / file).read_bytes() for file in ("weights.safetensors", "record.json", "history.csv")}
-        return files["weights.safetensors"], json.loads(files["record.json"]), files["history.csv"].decode()
 
-    saved = project.root / "checkpoints" / "digits-0.pt"
-    done = by(project, 2, *row)
+def made(project):
+    """(weights, record, history) of the run, as they are on the disk."""
+    place = project.root / "runs" / "digits" / "0"
+    files = {file: (place / file).read_bytes() for file in ("weights.safetensors", "record.json", "history.csv")}
+    return files["weights.safetensors"], json.loads(files["record.json"]), files["history.csv"].decode()
+
+
+@pytest.fixture(scope="module")
+def by_two(project):
+    """What a run by two processes makes, and its last checkpoint."""
+    done = by(project, 2, *ROW)
     assert done.returncode == 0, done.stderr
-    weights, record, history = made()
+    return made(project), (project.root / "checkpoints" / "digits-0.pt").read_bytes()
+
+
+def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_process(project, by_two):
+    (weights, record, history), _ = by_two
+    saved = project.root / "checkpoints" / "digits-0.pt"
     assert record["environment"]["processes"] == 2
     saved.unlink()
-    command = [sys.executable, torchrun, "--standalone", "--nproc-per-node", "2", *row]
+    command = [sys.executable, torchrun, "--standalone", "--nproc-per-node", "2", *ROW]
     process = subprocess.Popen(
         command, cwd=project.root, env=project_env(project), stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -132,14 +142,16 @@ def test_a_run_by_two_processes_repeats_its_bits_goes_on_and_ends_near_one_proce
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.wait()
-    done = by(project, 2, *row)
+    done = by(project, 2, *ROW)
     assert done.returncode == 0, done.stderr
     assert re.search(r"digits-0.pt: going on after epoch [123]", done.stderr)
-    again, its, _ = made()
+    again, its, _ = made(project)
     assert again == weights
     assert its["chain"] == record["chain"]
     project.stages(["evaluate", "digits", "0"], ["train", "digits", "0"])
-    losses = [[float(entry["loss"]) for entry in csv.DictReader(text.splitlines())] for text in (history, made()[2])]
+    losses = [
+        [float(entry["loss"]) for entry in csv.DictReader(text.splitlines())] for text in (history, made(project)[2])
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
@@ -169,11 +181,10 @@ sys.exit(errors.run(parallel.main, "digits", "0"))
         ("checkpoint.read = unreadable", "not every process could read the checkpoint as the first did; run again"),
     ],
 )
-def test_processes_that_would_go_on_from_other_states_are_refused(project, of_the_second, line):
+def test_processes_that_would_go_on_from_other_states_are_refused(project, by_two, of_the_second, line):
     """Their gradients would be of other networks, and fit one another in shape all the same."""
-    row = ["-m", "pipelines.parallel", "digits", "0"]
-    assert by(project, 2, *row).returncode == 0
-    before = (project.root / "checkpoints" / "digits-0.pt").read_bytes()
+    _, before = by_two
+    (project.root / "checkpoints" / "digits-0.pt").write_bytes(before)
     (project.root / "apart.py").write_text(APART.format(of_the_second=of_the_second))
     done = by(project, 2, "apart.py")
     assert done.returncode != 0
@@ -186,7 +197,7 @@ def project_env(project):
 
 
 def test_what_would_be_another_method_is_refused(project, row):
-    done = project.run("python", "-m", "pipelines.parallel", "digits", "0")
+    done = project.call("python", "-m", "pipelines.parallel", "digits", "0")
     line = "ffrepro: start this by torchrun: torchrun --nproc-per-node N -m pipelines.parallel ROW SEED\n"
     assert (done.returncode, done.stderr) == (2, line)
     with pytest.raises(UserError, match=r"^training.batch: given 32 for 3 processes; allowed: a multiple of them"):

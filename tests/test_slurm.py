@@ -115,7 +115,7 @@ class Submitted:
 
     def __init__(self, project, slurm):
         self.project, self.slurm = project, slurm
-        project.shrink("4 8P 8", epochs=40, seeds=[0, 1])
+        project.shrink("4 8P 8", epochs=40, seeds=[0, 1], rows=())
         self.cluster()
 
     def cluster(self, **given):

@@ -164,17 +164,17 @@ def kill_and_compare(project, kills, pause):
         assert not (folder / "weights.safetensors").exists()
         state = read(checkpoint, torch.device("cpu"))  # whole, whenever the kill came
         assert state["chain"] == chain[: len(state["history"])]
-    done = project.run("python", "-m", "pipelines.train", "digits", "0")
+    done = project.call("python", "-m", "pipelines.train", "digits", "0")
     assert done.returncode == 0
     assert "going on after epoch" in done.stderr
     assert (folder / "weights.safetensors").read_bytes() == undisturbed
     assert record.read_json(folder / "record.json")["chain"] == chain
     shutil.rmtree(folder)  # as DVC does, which was stopped before it noted that the training had ended
-    again = project.run("python", "-m", "pipelines.train", "digits", "0")
+    again = project.call("python", "-m", "pipelines.train", "digits", "0")
     assert f"going on after epoch {len(chain)}" in again.stderr
     assert (folder / "weights.safetensors").read_bytes() == undisturbed
     assert record.read_json(folder / "record.json")["chain"] == chain
-    assert project.run("python", "-m", "pipelines.evaluate", "digits", "0").returncode == 0
+    project.stages(["evaluate", "digits", "0"])
     assert not checkpoint.exists()
 
 

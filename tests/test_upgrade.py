@@ -22,6 +22,6 @@ def test_a_folder_of_before_is_gone_on_with_or_told_of(project, fixture):
     assert done.returncode in (0, 3, 4), done.stderr
     assert "Traceback" not in done.stderr
     assert "digits-0.pt: not a whole checkpoint (without seal): not resumed, training starts anew" in done.stderr
-    checked = project.run("ffrepro", "verify", "runs/digits")
+    checked = project.call("ffrepro", "verify", "runs/digits")
     assert checked.returncode == done.returncode, checked.stdout + checked.stderr
-    assert project.run("ffrepro", "export", "runs/digits", "--to", "crate").returncode == 0
+    assert project.call("ffrepro", "export", "runs/digits", "--to", "crate").returncode == 0

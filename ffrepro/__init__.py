@@ -14,6 +14,10 @@ PORTABLE = {
 """What the portable profile asks of PyTorch's libraries; they read it when they start."""
 
 
+BINDING = ("GOMP_CPU_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
+"""Variables by which PyTorch's OpenMP binds a process, and all that it starts, to one core; some clusters set them."""
+
+
 def switched_on(name: str) -> bool:
     """Whether a variable is set, to anything but a word for no."""
     return os.environ.get(name, "").lower() not in ("", "0", "f", "false", "n", "no", "off")
@@ -26,3 +30,5 @@ def portable() -> bool:
 
 if portable():
     os.environ.update(PORTABLE)
+for name in BINDING:
+    os.environ.pop(name, None)

@@ -64,9 +64,9 @@ def findings(params: Params, project: Layout, device: torch.device) -> Iterator[
 
 
 def _device(device: torch.device) -> Iterator[Finding]:
-    yield Finding(
-        "CPU", f"{record.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    computing = f"{torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' if threads > 1 else ''}"
+    yield Finding("CPU", f"{record.cpu_model()}, {computing}")
     if device.type != "cuda":
         there = torch.cuda.is_available()
         none = "not used" if there else f"none that PyTorch finds{devices.why_none()} (CUDA {torch.version.cuda} build)"

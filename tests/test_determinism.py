@@ -26,6 +26,21 @@ print(json.dumps([doctor.twice(row, cpu), record.environment(cpu)]))
 EXPECTED = {"float32": "191bad42757a", "bfloat16": "567a8463821d"}
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "value"),
+    [
+        ("ffrepro", "OMP_PROC_BIND", "true"),
+        ("ffrepro", "OMP_PLACES", "cores"),
+        ("pipelines", "GOMP_CPU_AFFINITY", "0-99"),
+    ],
+)
+def test_openmp_binds_no_process_to_one_core(root, package, name, value):
+    program = f"import {package}, torch, os; print(len(os.sched_getaffinity(0)))"
+    command, env = [sys.executable, "-c", program], os.environ | {name: value}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == len(os.sched_getaffinity(0))
+
+
 def test_a_switch_that_does_not_stay_stops_everything(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(MachineError, match="cuBLAS workspace is ':0:0' and must be ':4096:8'"):

@@ -102,6 +102,8 @@ ELSEWHERE = {
     "ffrepro reproduce digits --portable": "by hand, in a fresh clone: it made the records to compare with",
     "ffrepro reproduce ablation-digits --portable": "by hand, in a fresh clone, on an AMD EPYC",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/digits": "by hand, in a fresh clone",
+    "ffrepro reproduce cifar10-quick --portable": "by hand, in a fresh clone: it made the record to compare with",
+    "FFREPRO_PORTABLE=1 ffrepro verify runs/cifar10-quick": "by hand, in a fresh clone",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/ablation-digits-deep": "by hand, in a fresh clone, each of the ten rows",
     "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",
     "source .venv/bin/activate": "by hand",

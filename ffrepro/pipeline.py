@@ -109,6 +109,8 @@ def _forget_cut_off(path: Path) -> None:
     whole where it has begun, and all of a large file would take a minute. It is left alone while a DVC holds its lock:
     that one may be writing it.
     """
+    if not path.exists():
+        return
     folder = Path(".dvc", "tmp")
     (path.parent / folder).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -141,10 +143,7 @@ def read_lock(text: str) -> dict[str, Any]:
     from voluptuous import Invalid
 
     try:
-        content = loads_yaml(text)
-        if content is None:  # an empty file is as good as none to DVC
-            return {}
-        return dict(COMPILED_LOCKFILE_SCHEMA(content).get("stages") or {})
+        return dict(COMPILED_LOCKFILE_SCHEMA(loads_yaml(text)).get("stages") or {})
     except (YAMLError, Invalid) as error:
         raise ValueError(error) from None
 

@@ -315,12 +315,12 @@ stages:
             if not path.exists():
                 told.add(cut)
                 assert aside.read_text() == whole[:cut]
-    for text in ("", "schema: '2.0'\nstages:\n  p:\n    cmd: x\n", whole):
+    for text in ("schema: '2.0'\nstages:\n  p:\n    cmd: x\n", whole):
         path.write_text(text)
         with pipeline.alone(layout.Layout(project.root)):
             assert path.read_text() == text
-    # "sch", "schema", "schema: '2" and a stage without its command, for which DVC has a line of its own alone
-    assert told >= {3, 6, len("schema: '2"), len("schema: '2.0'\nstages:\n  prepare")}
+    # nothing, "sch", "schema", "schema: '2" and a stage without its command, for which DVC has a line of its own alone
+    assert told >= {0, 3, 6, len("schema: '2"), len("schema: '2.0'\nstages:\n  prepare")}
     path.write_text(whole[:6])
     with (path.parent / ".dvc" / "tmp" / "lock").open("w") as guard:  # a DVC is writing it
         fcntl.flock(guard, fcntl.LOCK_EX)

@@ -103,6 +103,9 @@ ELSEWHERE = {
     "ffrepro reproduce ablation-digits --portable": "by hand, in a fresh clone, on an AMD EPYC",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/digits": "by hand, in a fresh clone",
     "ffrepro reproduce cifar10-quick --portable": "by hand, in a fresh clone: it made the record to compare with",
+    "FFREPRO_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ffrepro reproduce cifar10-quick": (
+        "by hand, in a fresh clone"
+    ),
     "FFREPRO_PORTABLE=1 ffrepro verify runs/cifar10-quick": "by hand, in a fresh clone",
     "FFREPRO_PORTABLE=1 ffrepro verify runs/ablation-digits-deep": "by hand, in a fresh clone, each of the ten rows",
     "FFREPRO_SCREENSHOTS=docs/screenshots nox -s browser": "by hand",

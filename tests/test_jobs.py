@@ -174,7 +174,9 @@ def copied(made, project):
     return project
 
 
-@pytest.mark.parametrize("left", ["", "sch", "schema: '2.0'\nstages:\n  tra", "stages:\n  a:\n    outs:\n    - pa", "a: ["])
+@pytest.mark.parametrize(
+    "left", ["", "sch", "schema: '2.0'\nstages:\n  tra", "stages:\n  a:\n    outs:\n    - pa", "a: ["]
+)
 def test_where_dvcs_lock_file_was_cut_off_jobs_are_noted_anew(made, tmp_path, left, call_in):
     shutil.copytree(made.root, tmp_path / "project", ignore=shutil.ignore_patterns("tmp", "cache"))
     root = tmp_path / "project"

@@ -276,7 +276,7 @@ def _noted(project: Layout, run: Run, stages: Mapping[str, str]) -> bool:
         name, path = f"{stage}@{run}", (project.run(*run) / file).relative_to(project.root)
         try:
             its = pipeline.read_lock(stages.get(name, "")).get(name, {})
-        except ValueError:  # damaged, of which DVC tells
+        except ValueError:  # no entry, or a damaged one, of which DVC tells
             return False
         known = {one.get("path"): one.get("md5") for one in (*(its.get("deps") or ()), *(its.get("outs") or ()))}
         files = {str(path), *(one.get("path") for one in its.get("deps") or ())}

@@ -268,13 +268,14 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
     same = ("seed", "parameters", "data", "code")
     if facts["environment"].get("kernels") == "fast":
         return Rung("bitwise", "trained with --fast, which promises no bits", None)
-    copied, perhaps = False, None
+    copied = False
+    elsewhere = perhaps = None
     for path in references:
         if path.resolve() == (run.folder / "record.json").resolve():
             continue
         other = evidence.checked(path, Record)
         alike = record.same_environment(facts["environment"], other["environment"])
-        if alike is False or any(other[name] != facts[name] for name in same):
+        if any(other[name] != facts[name] for name in same):
             continue
         pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
         apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
@@ -282,14 +283,19 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
             if other["history"] == facts["history"] or all(other[name] == facts[name] for name in TIMES):
                 copied = True
                 continue
-            return Rung("bitwise", f"all {len(facts['chain'])} epochs equal to the committed record's")
+            equal = f"all {len(facts['chain'])} epochs equal to the committed record's"
+            if alike is not False:
+                return Rung("bitwise", equal)
+            other_in = ", ".join(sorted(record.unlike(facts["environment"], other["environment"])))
+            elsewhere = Rung("bitwise", f"{equal}, of another environment ({other_in})")
+            continue
         differs = f"differs from the committed record from epoch {apart} on"
         if alike:
             return Rung("bitwise", differs, False)
-        # An older record, of another processor by the same name, perhaps.
-        perhaps = Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
-    if perhaps:
-        return perhaps
+        if alike is None:  # an older record, of another processor by the same name, perhaps
+            perhaps = Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
+    if found := elsewhere or perhaps:
+        return found
     if copied:
         return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
     return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)

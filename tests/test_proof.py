@@ -469,7 +469,21 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
         found = climb(runs[0], trained, mine)["bitwise"]
         assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
     reseal(path, environment={"device": "another"})
-    assert climb(runs[0], trained, [path])["bitwise"].holds is None
+    found = climb(runs[0], trained, [path])["bitwise"]
+    assert (found.found.partition(" (")[0], found.holds) == ("no reference for this key", None)
+    elsewhere = honest.with_name("elsewhere.json")  # equal bits say as much of two machines as of one
+    shutil.copy(honest, elsewhere)
+    reseal(elsewhere, environment={**known, "cpu": "Z80", "threads": 99})
+    found = climb(runs[0], trained, [elsewhere, path])["bitwise"]
+    equal = "all 3 epochs equal to the committed record's, of another environment (cpu, threads)"
+    assert (found.found, found.holds) == (equal, True)
+    reseal(path, environment=known)  # but what was made in this environment decides
+    for mine in ([path, elsewhere], [elsewhere, path]):
+        found = climb(runs[0], trained, mine)["bitwise"]
+        assert (found.found, found.holds) == ("differs from the committed record from epoch 2 on", False)
+    reseal(elsewhere, history=record.read_json(runs[0] / "record.json")["history"])
+    found = climb(runs[0], trained, [elsewhere])["bitwise"]  # nor does another's name make another training
+    assert (found.found.partition(",")[0], found.holds) == ("the committed record itself", None)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ LADDER = {
     "precision, goodness": "the test set under every label through the weights: the goodness is that of the weights",
     "metrics": "accuracy of every block and vote from goodness and labels: the numbers on this page",
     "self-repeat": "four steps of the row, twice: whether the machine at hand repeats itself",
-    "bitwise": "every link against a committed record of the same seed, row, data and code: the same training, bit for bit",
+    "bitwise": "every link against a committed record of the same seed, row, data and code: the same bits",
     "statistics, claims": "mean and spread of all declared seeds by the row’s rule, and the paper’s claims about it",
 }
 """What `ffrepro verify` checks; docs/proof.md says it in full."""

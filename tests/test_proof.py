@@ -102,6 +102,27 @@ def test_pairs_that_float32_did_not_decide(runs, trained, row, digits, tmp_path)
         list(proof._metrics(run._replace(metrics={**metrics, "decided_in_float32": pairs + 1}), digits, CPU))
 
 
+def test_what_half_precision_would_decide_is_counted():
+    def table(*images):  # goodness of two blocks, of which the last votes; the first says label 2 of every image
+        last = torch.tensor(images)
+        return torch.stack((torch.tensor([[0.0, 0.0, 9.0]]).expand_as(last), last), 2)
+
+    full = table([1.0, 3.0, 2.0], [5.0, 6.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    half = table([4.0, 3.0, 2.0], [6.0, 5.7, 0.0], [1.0, 0.0, 0.9], [0.0, 1.0, 0.0])
+    decided = torch.cat((full[:1], half[1:]))
+    rung = proof._precision(decided, half, full, "last", 3)
+    assert rung == proof.Rung(
+        "precision",
+        "half precision alone would change 2 of 4 predictions, with a lead of 25 % at most; "
+        "with 25.0 % of all pairs decided in float32, 1 are not float32's",
+        None,
+    )
+    assert proof._precision(full, half, full, "last", 6).holds is True
+    nothing = "half precision alone would change 0 of 4 predictions; with 0.0 % of all pairs decided in float32, 0 are"
+    rung = proof._precision(half, full, full, "all", 0)  # by all blocks, label 2 wins of every image
+    assert (rung.found, rung.holds) == (f"{nothing} not float32's", True)
+
+
 def test_the_twins_goodness_is_float32s_and_so_is_the_rounding_allowed_it(row, digits, tmp_path):
     chosen = row(precision="bfloat16", blocks="4 4P", epochs=1, update="backprop", loss="cross-entropy")
     network = training.train(chosen, 0, digits[0]).network
@@ -987,6 +1008,37 @@ def test_an_audit_on_other_data_is_refused(runs, trained):
     data = splits(trained)[0]
     with pytest.raises(UserError, match="training data other than this project's digits"):
         list(audit.audit(evidence.read(runs[0]), data[torch.arange(1, 1437)], runs[1], [1], CPU))
+
+
+def test_an_audit_is_told_in_whole(runs, trained, capsys):
+    run, params, (data, _) = evidence.read(runs[0]), config.load(trained.params), splits(trained)
+
+    def told(states, k, seed=3):
+        code = audit.report(run, params, data, states, k, seed, CPU)
+        return code, capsys.readouterr().out.splitlines()
+
+    code, lines = told(runs[1], 3)
+    hashes = [f"weights {link['weights'][:12]}, optimizer {link['optimizer'][:12]}" for link in run.facts["chain"]]
+    chances = "100 % if 1 of 3, 100 % if 2 of 3"
+    assert (code, lines) == (
+        0,
+        [
+            "digits-0: drawn of 3 epochs: 1, 2, 3 (--draw 3)",
+            *(f"ok epoch {epoch}: the same bits: {text}" for epoch, text in enumerate(hashes, 1)),
+            f"a draw of 3 hits an altered epoch with a probability of {chances} were altered",
+        ],
+    )
+    code, lines = told(runs[1], 1)
+    assert (code, lines[0]) == (0, f"digits-0: drawn of 3 epochs: {audit.draw(3, 1, 3)[0]} (--draw 3)")
+    assert lines[2].endswith("a probability of 33 % if 1 of 3, 67 % if 2 of 3 were altered")
+    checkpoint.kept_state(runs[1], 1).unlink()
+    code, lines = told(runs[1], 3)
+    assert (code, lines[2]) == (4, "-- epoch 2: the state before it, digits-0/1.pt, was not shown")
+    params.experiments.clear()
+    code, lines = told(runs[1], 3)
+    assert (code, lines[1].partition(":")[0]) == (4, "-- row")
+    seeds = {told(runs[1], 1, seed=None)[1][0].rpartition("--draw ")[2] for _ in range(4)}
+    assert len(seeds) > 1  # nobody knows beforehand what will be drawn
 
 
 def test_the_command_audits_a_run(home):

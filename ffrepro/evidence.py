@@ -71,7 +71,7 @@ def read(folder: Path) -> Run:
     """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
     facts, metrics = checked(folder / "record.json", Record), checked(folder / "metrics.json", Metrics)
     row = _row(folder, facts)
-    _chain(folder / "record.json", facts, row)
+    chain(folder / "record.json", facts, row)
     _history(folder / "history.csv", facts)
     weights = _tensors(folder / "weights.safetensors", facts["weights"], "record.json")
     table = _tensors(folder / "goodness.safetensors", metrics["goodness_table"], "metrics.json")
@@ -182,7 +182,8 @@ def _row(folder: Path, facts: dict[str, Any]) -> Experiment:
     return row
 
 
-def _chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
+def chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
+    """Raises UserError where the row's record, read from `path`, has a chain that does not hold or is cut off."""
     before = training.first_link(
         {
             "parameters": config.training_parameters(row),

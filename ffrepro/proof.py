@@ -6,8 +6,9 @@ so, which is a legal answer. docs/proof.md explains the ladder to a reviewer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ def ladder(run: Run, data: tuple[Split, Split] | None, references: list[Path], d
         yield Rung("data", "not at hand: `ffrepro fetch` brings them", None)
     yield _initial_weights(run)
     yield from _metrics(run, data, device)
-    yield _bitwise(run, references)
+    yield _bitwise(run, *_comparable(run, references))
 
 
 def _data(run: Run, data: tuple[Split, Split]) -> Rung:
@@ -263,31 +264,55 @@ def _self_repeat(row: Experiment, device: torch.device) -> Rung:
     return Rung("self-repeat", f"{what}, twice on this machine: {' and '.join(hashes)}", same)
 
 
-def _bitwise(run: Run, references: list[Path]) -> Rung:
+def _comparable(run: Run, references: list[Path]) -> tuple[list[dict[str, Any]], Rung | None]:
+    """(the committed records of the same training; what to say of one that cannot be read, which no run is to blame
+    for). Raises UserError where the run's weights are another seed's."""
+    facts, found, unread = run.facts, [], None
+    for path in references:
+        if path.resolve() == (run.folder / "record.json").resolve():
+            continue
+        try:
+            other = evidence.checked(path, Record)
+            if same := all(other[name] == facts[name] for name in ("seed", "parameters", "data", "code")):
+                evidence.chain(path, other, run.row)
+        except UserError as error:
+            unread = Rung(
+                "bitwise", f"a committed record cannot be compared with: {str(error).partition(';')[0]}", None
+            )
+            continue
+        if other["weights"] == facts["weights"]:
+            _require_own(run, other["seed"])
+        if same:
+            found.append(other)
+    return found, unread
+
+
+def _require_own(run: Run, seed: int) -> None:
+    """Raise UserError unless a run of the same weights is of the same seed: no two seeds end in the same."""
+    if seed != run.facts["seed"]:
+        raise UserError(f"{run.folder / 'record.json'}: broken link: ends in the weights of seed {seed}")
+
+
+def _bitwise(run: Run, others: list[dict[str, Any]], unread: Rung | None) -> Rung:
     facts = run.facts
-    same = ("seed", "parameters", "data", "code")
     if facts["environment"].get("kernels") == "fast":
         return Rung("bitwise", "trained with --fast, which promises no bits", None)
     copied = False
     elsewhere = perhaps = None
-    for path in references:
-        if path.resolve() == (run.folder / "record.json").resolve():
-            continue
-        other = evidence.checked(path, Record)
+    for other in others:
         alike = record.same_environment(facts["environment"], other["environment"])
-        if any(other[name] != facts[name] for name in same):
-            continue
-        pairs = zip(facts["chain"], other["chain"], strict=False)  # as long as their equal parameters say
+        pairs = zip(facts["chain"], other["chain"], strict=True)
         apart = next((mine["epoch"] for mine, theirs in pairs if mine != theirs), None)
         if apart is None:
             if other["history"] == facts["history"] or all(other[name] == facts[name] for name in TIMES):
                 copied = True
                 continue
-            equal = f"all {len(facts['chain'])} epochs equal to the committed record's"
+            equal, shown = f"all {len(facts['chain'])} epochs equal to the committed record's", run.weights is not None
+            told = "" if shown else "; told, not shown: no weights here"
             if alike is not False:
-                return Rung("bitwise", equal)
+                return Rung("bitwise", f"{equal}{told}", shown or None)
             other_in = ", ".join(sorted(record.unlike(facts["environment"], other["environment"])))
-            elsewhere = Rung("bitwise", f"{equal}, of another environment ({other_in})")
+            elsewhere = Rung("bitwise", f"{equal}, of another environment ({other_in}){told}", shown or None)
             continue
         differs = f"differs from the committed record from epoch {apart} on"
         if alike:
@@ -298,17 +323,17 @@ def _bitwise(run: Run, references: list[Path]) -> Rung:
         return found
     if copied:
         return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
-    return Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
+    return unread or Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
 
 
 def statistics(
-    runs: list[Run], metrics: list[Rung], target: Target | None, reference: Reference | None
+    runs: list[Run], metrics: list[Rung], target: Target | None, reference: Reference | None, declared: bool | None
 ) -> Iterator[tuple[Rung, int]]:
     """What a row's runs say together, with exit codes: whether those of its reference seeds are the reference, which
     is what results/reference.json says of the row, and the verdict on its own seeds.
 
     metrics: that rung of each run. An accuracy that only goodness tells, without weights, counts, but what follows from
-    it is told as well, not shown.
+    it is told as well, not shown; so is what follows from a rule that is not `declared` in params.yaml.
     """
     row = runs[0].row
     found = {run.facts["seed"]: rung for run, rung in zip(runs, metrics, strict=True)}
@@ -321,10 +346,13 @@ def statistics(
         if told := [str(seed) for seed in seeds if not found[seed].holds]:
             text = f"{text}; told by goodness alone, not shown: no weights of seed {', '.join(told)} here"
             holds = None
+        if not declared:
+            text, holds = f"{text}; by a rule that is told: the row is not in params.yaml", None
         return Rung("statistics", text, holds), CODES[holds]
 
-    def agrees(values: dict[str, Any], committed: Reference) -> bool:
-        return math.isclose(values["mean"], committed.mean) and math.isclose(values["std"] or 0, committed.std or 0)
+    def agrees(values: Mapping[int, float], committed: Reference) -> bool:
+        pairs = zip(committed.seeds, committed.values, strict=True)
+        return all(math.isclose(values[seed], value) for seed, value in pairs)
 
     def lacking(seeds: Sequence[int], what: str) -> str:
         missing = [str(seed) for seed in seeds if seed not in known]
@@ -340,15 +368,22 @@ def statistics(
             text = f"{percent(ours)} of the reference seeds, of which results/reference.json says nothing"
             yield rung(text, None, here)
         else:
-            # In another environment rounding may move a prediction; the ladder has judged by how much (`_compared`).
-            as_told = spread([run.metrics["accuracy"] for run in runs if run.facts["seed"] in here])
-            same = True
-            if agrees(ours, reference):
+            of_reference = {run.facts["seed"]: run for run in runs if run.facts["seed"] in here}
+            told = {seed: run.metrics["accuracy"] for seed, run in of_reference.items()}
+            seconds = fmean(run.facts["seconds"] for run in of_reference.values())
+            same: bool | None = True
+            if agrees(known, reference):
                 text = "as committed"
-            elif agrees(as_told, reference):
-                text = f"as committed ({percent(as_told)}) but for another machine's rounding"
+            elif agrees(told, reference):
+                # In another environment rounding may move a prediction. `_compared` has judged by how much, value by
+                # value; without the goodness (`_told`), nobody can tell rounding from a number that was moved a little.
+                text = f"as committed ({percent(spread(list(told.values())))}) but for another machine's rounding"
+                if any(run.goodness is None for run in of_reference.values()):
+                    same, text = None, f"{text}, if it is that: goodness.safetensors not published"
             else:
                 same, text = False, "not what results/reference.json says"
+            if same is not False and not math.isclose(seconds, reference.seconds):
+                same, text = False, f"{text}, but for the seconds in results/reference.json"
             yield rung(f"these runs are the reference itself: {percent(ours)}, {text}", same, here)
     if foreign := [str(seed) for seed in known if seed not in references and seed not in row.seeds]:
         yield Rung("statistics", f"without seed {', '.join(foreign)}, which the row does not declare", None), 0
@@ -375,8 +410,12 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     metrics: list[Rung] = []
     splits: tuple[Split, Split] | None = None
     codes = {0}
-    for folder in evidence.runs_of(path):
+    folders = evidence.runs_of(path)
+    for folder in _whole(folders):
         run = evidence.read(folder)
+        for other in runs:
+            if other.facts["weights"] == run.facts["weights"]:
+                _require_own(run, other.facts["seed"])
         name, rung = run.facts["experiment"], declared(run, params)
         if not runs:
             splits = data(run.row)
@@ -402,12 +441,28 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     else:
         target = target_of(read_targets(project.paper, project.reference), name, row)
         reference = reference_of(read_references(project.reference), name, row)
-        for rung, judged in statistics(runs, metrics, target, reference):
+        for rung, judged in statistics(runs, metrics, target, reference, name in params.experiments):
             _tell(rung)
             codes.add(judged)
     for rung in _claims(project, name):
         _tell(rung)
     return worst(codes)
+
+
+def _whole(folders: list[Path]) -> list[Path]:
+    """Those of several seeds' folders whose run has come to its end; the others are told, and count as missing.
+
+    Of a single folder, and where there is no other, what is missing is for `evidence.read` to say.
+    """
+    missing = {
+        folder: name for folder in folders for name in ("metrics.json", "record.json") if not (folder / name).exists()
+    }
+    if len(missing) == len(folders):
+        return folders
+    for folder, name in missing.items():
+        print(f"{folder.parent.name}, seed {folder.name}")
+        _tell(Rung("run", f"not complete: no {name}", None))
+    return [folder for folder in folders if folder not in missing]
 
 
 def _claims(project: Layout, name: str) -> Iterator[Rung]:

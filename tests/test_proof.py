@@ -295,6 +295,29 @@ def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_th
     assert climb(runs[0], trained)["goodness"].found.endswith("within 0.28 points")
 
 
+def test_the_accuracy_that_counts_is_allowed_less_than_a_block(row, tmp_path):
+    """In half precision a block by itself can be as good as chance."""
+    table = torch.eye(10).repeat(20, 1).unsqueeze(2).repeat(1, 1, 2)
+    labels = torch.arange(10).repeat(20)
+    chosen, own = row(precision="bfloat16", blocks="4 4P"), evaluation.metrics(table, labels, "last")
+    assert (own["accuracy"], chosen.evaluated_in) == (100, "bfloat16")
+
+    def told(**changed):
+        return proof._told(evidence.Run(tmp_path, chosen, {}, {**own, **changed}, {}, None), table, labels, False)
+
+    rung = told(accuracy=99.5, blocks={**own["blocks"], "1": 98.0})
+    assert rung == proof.Rung(
+        "goodness",
+        "goodness.safetensors not published, and other bits here than metrics.json names; "
+        "its accuracies are within 2.00 points",
+        None,
+    )
+    with pytest.raises(UserError, match=r"accuracy is 1\.00 points off .* rounding \(0\.5 points\)$"):
+        told(accuracy=99.0)
+    with pytest.raises(UserError, match=r"blocks 1 is 2\.01 points off .* rounding \(2 points\)$"):
+        told(blocks={**own["blocks"], "1": 97.99})
+
+
 def test_a_run_evaluated_by_other_code_is_not_held_to_bits(runs, trained):
     """Evaluation changed and training did not: the goodness of an honest run is rounded in another way now."""
     table = evidence.read(runs[0]).goodness * 1.0005
@@ -321,16 +344,17 @@ def test_without_weights_nothing_is_more_than_told(runs, trained):
     assert "nothing to check it by" in broken(runs[0], trained)
 
 
-def judged(runs, params, accuracies, target, reference=None, holds=(True, True), **rule):
+def judged(runs, params, accuracies, target, reference=None, holds=(True, True), declared=True, table=True, **rule):
     """The statistics of the two runs as if they were of a row with that rule, its own seeds 0 and 1 or others."""
     row = params.experiments["digits"]
     changed = {"seeds": rule.pop("seeds", (0, 1)), "verdict": row.verdict.model_copy(update=rule)}
-    both = [
-        evidence.read(folder)._replace(row=row.model_copy(update=changed))
-        for folder in evidence.runs_of(runs[0].parent)
-    ]
+    both = [evidence.read(folder) for folder in evidence.runs_of(runs[0].parent)]
+    its = {"row": row.model_copy(update=changed), **({} if table else {"goodness": None})}
+    both = [run._replace(facts={**run.facts, "seconds": 0.5 + run.facts["seed"]}, **its) for run in both]
     metrics = [proof.Rung("metrics", "", its, value) for its, value in zip(holds, accuracies, strict=True)]
-    return [(rung.found, rung.holds, code) for rung, code in proof.statistics(both, metrics, target, reference)]
+    return [
+        (rung.found, rung.holds, code) for rung, code in proof.statistics(both, metrics, target, reference, declared)
+    ]
 
 
 PUBLISHED = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
@@ -367,6 +391,12 @@ def test_a_verdict_from_goodness_alone_is_told_and_not_shown(runs, params):
     assert judged(runs, params, [90.1, None], PUBLISHED, holds=(True, None)) == missing
 
 
+def test_a_verdict_by_a_rule_that_params_yaml_does_not_have_is_told(runs, params):
+    ((text, holds, code),) = judged(runs, params, [90.1, 89.9], PUBLISHED, declared=False)
+    assert (holds, code) == (None, 4)
+    assert text.endswith("]; by a rule that is told: the row is not in params.yaml")
+
+
 def test_every_declared_seed_counts_and_a_missing_one_leaves_no_verdict(runs, params):
     text = "90.00 ± 0.14 (n = 2) so far against 90.00: inconclusive: 2 of 3 declared seeds, without 3"
     assert judged(runs, params, [90.1, 89.9], PUBLISHED, seeds=(3, 1, 0)) == [(text, None, 4)]
@@ -391,6 +421,17 @@ def test_runs_of_the_reference_are_compared_with_what_is_committed(runs, params,
     elsewhere = REFERENCE.model_copy(update={"values": tuple(told), "mean": known["mean"], "std": known["std"]})
     ((text, holds, code),) = judged(runs, params, [told[0], told[1] + 0.1], target, elsewhere, **mine)
     assert (text.endswith(" but for another machine's rounding"), holds, code) == (True, True, 0)
+    # without the goodness there is nothing by which rounding can be told from numbers that were moved a little
+    ((text, holds, code),) = judged(runs, params, [told[0], told[1] + 0.1], target, elsewhere, table=False, **mine)
+    assert (text.endswith("if it is that: goodness.safetensors not published"), holds, code) == (True, None, 4)
+    ((text, holds, code),) = judged(runs, params, told, target, elsewhere, table=False, **mine)
+    assert (text.endswith(", as committed"), holds, code) == (True, True, 0)
+    swapped = REFERENCE.model_copy(update={"values": (90.5, 89.5)})  # of the same mean and spread
+    ((text, holds, code),) = judged(runs, params, [89.5, 90.5], target, swapped, **mine)
+    assert (text.endswith(", not what results/reference.json says"), holds, code) == (True, False, 3)
+    slow = REFERENCE.model_copy(update={"seconds": 2.0})
+    text = f"{SAME}, but for the seconds in results/reference.json"
+    assert judged(runs, params, [89.5, 90.5], target, slow, **mine) == [(text, False, 3)]
     ((text, holds, code),) = judged(runs, params, [89.5, 90.5], target, REFERENCE, (True, None), **mine)
     assert (holds, code) == (None, 4)
     assert text.endswith(", as committed; told by goodness alone, not shown: no weights of seed 1 here")
@@ -403,7 +444,8 @@ def test_runs_of_the_reference_are_compared_with_what_is_committed(runs, params,
 
 
 def test_a_reference_and_the_rows_own_runs_beside_it_are_told_of_each_by_itself(runs, params):
-    single = REFERENCE.model_copy(update={"seeds": (1,), "values": (91.0,), "mean": 91.0, "std": None})
+    alone = {"seeds": (1,), "values": (91.0,), "mean": 91.0, "std": None, "seconds": 1.5}
+    single = REFERENCE.model_copy(update=alone)
     mine = {"reference_seeds": (1,), "seeds": (0,)}
     reference, own = judged(runs, params, [90.0, 91.0], PUBLISHED, single, (None, True), **mine)
     assert reference == ("these runs are the reference itself: 91.00 (n = 1), as committed", True, 0)
@@ -600,6 +642,76 @@ def test_the_command_climbs_all_seeds_of_a_row(home):
     assert done.returncode == 4
     assert "digits, seed 0\n" in done.stdout
     assert ": inconclusive: 2 of 3 declared seeds, without 2\n" in done.stdout
+
+
+@pytest.fixture
+def copied(home, tmp_path, call_in):
+    """A copy of the project with its runs: (its folder, `ffrepro verify` there)."""
+    root = tmp_path / "project"
+    shutil.copytree(home.root, root, symlinks=True)
+    return root, lambda *arguments: call_in(root, "ffrepro", "verify", *arguments)
+
+
+def test_the_exit_code_tells_of_other_bits(copied):
+    root, verify = copied
+    path = root / "results" / "digits" / "0" / "record.json"
+    shutil.copytree(root / "runs" / "digits", path.parent.parent)
+    rechain(path.parent, {2: ("0" * 64, "0" * 64)}, history="0" * 64)
+    done = verify("runs/digits/0")
+    assert "  NO bitwise: differs from the committed record from epoch 2 on\n" in done.stdout
+    assert (done.returncode, "digits, 1 seed\n" in done.stdout) == (3, True)
+    assert "digits, 2 seeds\n" in verify("runs/digits").stdout
+    content = path.read_bytes()
+    path.write_bytes(b"{" + content)  # no fault of the run's
+    done = verify("runs/digits/0")
+    text = f"-- bitwise: a committed record cannot be compared with: {path}: not JSON"
+    assert (done.returncode, text in done.stdout) == (0, True)
+    path.write_bytes(content)
+    reseal(path, chain=record.read_json(path)["chain"][:1], history="0" * 64)
+    done = verify("runs/digits/0")
+    text = f"-- bitwise: a committed record cannot be compared with: {path}: broken link: a chain of 1 epochs, of 3"
+    assert (done.returncode, text in done.stdout) == (0, True)
+
+
+def test_equal_bits_without_weights_are_told(copied):
+    root, verify = copied
+    shutil.copytree(root / "runs" / "digits", root / "results" / "digits")
+    reseal(root / "results" / "digits" / "0" / "record.json", history="0" * 64, started="2020-01-01T00:00:00+00:00")
+    equal = "bitwise: all 3 epochs equal to the committed record's"
+    assert f"ok {equal}\n" in verify("runs/digits/0").stdout
+    (root / "runs" / "digits" / "0" / "weights.safetensors").unlink()
+    assert f"-- {equal}; told, not shown: no weights here\n" in verify("runs/digits/0").stdout
+
+
+def test_one_training_is_not_two_seeds(copied):
+    """Nor is the committed reference anybody's own run."""
+    root, verify = copied
+    ours, other = (root / "runs" / "digits" / seed for seed in ("1", "0"))
+    weights = record.read_json(other / "record.json")["weights"]
+    for name in ("weights.safetensors", "goodness.safetensors", "metrics.json"):
+        shutil.copy(other / name, ours)
+    rechain(ours, {3: (weights, "0" * 64)}, weights=weights)
+    done = verify("runs/digits")
+    says = "1/record.json: broken link: ends in the weights of seed 0\n"
+    assert (done.returncode, done.stderr.endswith(says)) == (2, True)
+    assert verify("runs/digits/1").returncode == 0
+    (root / "results" / "digits").mkdir()
+    shutil.move(other, root / "results" / "digits" / "0")
+    done = verify("runs/digits/1")
+    assert (done.returncode, done.stderr.endswith(says)) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "record.json"])
+def test_a_seed_that_is_not_complete_counts_as_missing(copied, name):
+    root, verify = copied
+    (root / "runs" / "digits" / "0" / name).unlink()
+    done = verify("runs/digits")
+    assert (done.returncode, done.stderr) == (4, "")
+    assert done.stdout.startswith(f"digits, seed 0\n  -- run: not complete: no {name}\ndigits, seed 1\n")
+    assert ": inconclusive: 1 of 3 declared seeds, without 0, 2\n" in done.stdout
+    shutil.rmtree(root / "runs" / "digits" / "1")
+    done = verify("runs/digits")
+    assert (done.returncode, f"{name}: no such file" in done.stderr) == (2, True)
 
 
 def test_data_that_cannot_be_had_are_asked_for_once(trained):

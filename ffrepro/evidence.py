@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
-from ffrepro import config, record, results, training
+from ffrepro import config, evaluation, record, results, training
 from ffrepro.checkpoint import chained
 from ffrepro.config import Experiment, Section
 from ffrepro.errors import UserError
@@ -202,6 +203,18 @@ def chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
         before = link["link"]
     if facts["chain"][-1]["weights"] != facts["weights"]:
         raise UserError(f"{path}: broken link: the chain does not end in the weights that the record names")
+
+
+def require_accuracies(path: Path, metrics: Mapping[str, Any], table: Tensor, labels: Tensor, vote: str) -> None:
+    """Raise UserError where metrics, read from `path`, are not what goodness and labels give.
+
+    table: (N, classes, blocks); labels: (N,).
+    """
+    if table.shape[0] != len(labels):
+        raise UserError(f"{path}: broken link: goodness of {table.shape[0]} images, not {len(labels)}")
+    wanted = evaluation.metrics(table, labels, vote)
+    if differing := [name for name, value in wanted.items() if metrics[name] != value]:
+        raise UserError(f"{path}: broken link: {differing[0]} is not what goodness and labels give")
 
 
 def _history(path: Path, facts: dict[str, Any]) -> None:

@@ -15,13 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ffrepro import config, errors, pipeline, record, squeue
 from ffrepro.config import Experiment, Params
 from ffrepro.errors import MachineError, UserError
 from ffrepro.layout import Layout
 from ffrepro.progress import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TAIL = 4096  # bytes of a log's end that are looked at
 WAIT = 0.1  # seconds between two looks at what runs here
@@ -71,16 +74,20 @@ def _check(project: Layout, params: Params, runs: Iterable[Run]) -> dict[str, co
 
 
 def lacking(project: Layout, params: Params, run: Run) -> str:
-    """What a run lacks to be the declared one of its row, seed, data and this code, whole; "" where nothing."""
+    """What a run lacks to be the declared one of its row, seed, data and this code, whole; "" where nothing.
+
+    Its accuracies must be those of its goodness. Whether that is the goodness of its weights, `ffrepro verify` tells.
+    """
+    from ffrepro import evidence  # and with it PyTorch, which not every command need wait for
+
     folder, row = project.run(*run), config.experiment(params, run.name)
     if missing := _missing(folder):
         return missing
     try:
         facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
-        weights, goodness = (
-            record.tensors_hash(record.read_tensors(folder / f"{name}.safetensors")) for name in ("weights", "goodness")
-        )
-        train, test = _data_hashes(project.data(row.data.name), row.data.held_out)
+        tables = {name: record.read_tensors(folder / f"{name}.safetensors") for name in ("weights", "goodness")}
+        weights, goodness = (record.tensors_hash(tensors) for tensors in tables.values())
+        train, test, labels = _data(project.data(row.data.name), row.data.held_out)
         evaluated = _evaluation_code()
         checks = _declared(row, run, facts, metrics) | {
             "data": (facts["data"], train),
@@ -90,11 +97,14 @@ def lacking(project: Layout, params: Params, run: Run) -> str:
             "test data": (metrics["test_data"], test),
             "evaluation's code": (metrics.get("code", evaluated), evaluated),
         }
+        if not (lacks := _differing(checks)):
+            table, path = tables["goodness"]["goodness"], folder / "metrics.json"
+            evidence.require_accuracies(path, metrics, table, labels, row.evaluation.vote)
+        return lacks
     except UserError as error:
         return str(error)
     except (AttributeError, KeyError, IndexError, TypeError):
         return "record.json or metrics.json is not what a stage writes"
-    return _differing(checks)
 
 
 def _missing(folder: Path) -> str:
@@ -125,13 +135,13 @@ def _evaluation_code() -> str:
 
 
 @cache
-def _data_hashes(path: Path, held_out: int) -> tuple[str, str]:
-    """Of the training split, without what is held out, and of the test split."""
+def _data(path: Path, held_out: int) -> tuple[str, str, "Tensor"]:
+    """(hash of the training split without what is held out, hash of the test split, its labels)."""
     from ffrepro import data
 
     train, test = data.load(path)
     train = data.held_out(train, held_out)[0]
-    return record.tensors_hash(train._asdict()), record.tensors_hash(test._asdict())
+    return record.tensors_hash(train._asdict()), record.tensors_hash(test._asdict()), test.labels
 
 
 def submitted(project: Layout) -> dict[Run, dict[str, Any]]:

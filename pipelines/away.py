@@ -10,7 +10,8 @@ training is complete: it goes on to the same bits. `out` then holds what must tr
 
     python -m pipelines.away bring DIR ROW SEED
 
-makes of it what the train and evaluate stages would have written, and refuses what does not fit the record.
+makes of it what the train and evaluate stages would have written, and refuses what does not fit the record, and, where
+the data set is prepared, an accuracy that goodness and labels do not give.
 
     python -m pipelines.away try ROW SEED --held-out IMAGES [--set SECTION.FIELD=VALUE ...] --scratch DIR --out DIR ...
 
@@ -215,7 +216,11 @@ def bring(options: argparse.Namespace) -> int:
         for name in KEPT:
             record.write_bytes((source / name).read_bytes(), made / name)
         try:
-            evidence.read(made)
+            came = evidence.read(made)
+            if (prepared := project.data(row.data.name)).exists():
+                labels = data.load(prepared)[1].labels
+                assert came.goodness is not None
+                evidence.require_accuracies(made / "metrics.json", metrics, came.goodness, labels, row.evaluation.vote)
         except UserError as error:
             raise UserError(str(error).replace(str(made), str(source))) from None
         for file in sorted(made.iterdir()):

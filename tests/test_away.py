@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ffrepro import record
 from pipelines.away import PART, PAUSED
 
 NOT_THERE = ("dvc", "rich", "ruamel", "safetensors", "typer", "sklearn", "scipy")  # Pillow comes with torchvision
@@ -212,6 +213,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_trained(shrunken, gi
         ("no weights", "no tensors-00"),
         ("cut weights", "tensors-*: not whole"),
         ("other metrics", "are not of one training"),
+        ("other accuracy", "out/metrics.json: broken link: accuracy is not what goodness and labels give"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
@@ -226,6 +228,9 @@ def test_what_does_not_fit_is_refused_in_one_line(shrunken, what, says):
         (out / "history.csv").unlink()
     elif what == "no weights":
         (out / "tensors-00").unlink()
+    elif what == "other accuracy":
+        shrunken.stages(["prepare", "digits"])
+        record.write_sealed({**record.read_json(out / "metrics.json"), "accuracy": 99.9}, out / "metrics.json")
     elif what == "cut weights":
         (out / "tensors-00").write_bytes((out / "tensors-00").read_bytes()[:-100])
     else:

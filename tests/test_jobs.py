@@ -285,6 +285,13 @@ def test_a_run_whose_files_were_edited_counts_as_none(made):
         "goodness.safetensors": (goodness, ("of other goodness", "")),
     }
     assert lacks() == ("", "")
+    whole = (folder / "metrics.json").read_bytes()
+    try:  # sealed again, an accuracy that its goodness does not give; what DVC would be told of is looked at
+        changed(folder / "metrics.json", accuracy=99.9)()
+        what = "broken link: accuracy is not what goodness and labels give"
+        assert lacks() == (f"{folder}/metrics.json: {what}", "")
+    finally:
+        (folder / "metrics.json").write_bytes(whole)
     for file, (edit, words) in edits.items():
         whole = (folder / file).read_bytes()
         try:

@@ -73,7 +73,7 @@ def read(folder: Path) -> Run:
     facts, metrics = checked(folder / "record.json", Record), checked(folder / "metrics.json", Metrics)
     row = _row(folder, facts)
     chain(folder / "record.json", facts, row)
-    _history(folder / "history.csv", facts)
+    history(folder / "history.csv", facts)
     weights = _tensors(folder / "weights.safetensors", facts["weights"], "record.json")
     table = _tensors(folder / "goodness.safetensors", metrics["goodness_table"], "metrics.json")
     for name, wanted in (("weights", facts["weights"]), ("link", facts["chain"][-1]["link"])):
@@ -217,17 +217,17 @@ def require_accuracies(path: Path, metrics: Mapping[str, Any], table: Tensor, la
         raise UserError(f"{path}: broken link: {differing[0]} is not what goodness and labels give")
 
 
-def _history(path: Path, facts: dict[str, Any]) -> None:
-    """Compare the history with its hash, the chain's epochs, and the sums that the record tells."""
+def history(path: Path, facts: dict[str, Any], by: str = "record.json") -> None:
+    """Raise UserError unless the history is the one that `by` names, of the chain's epochs and of the sums told."""
     if record.file_hash(path) != facts["history"]:
-        raise UserError(f"{path}: broken link: not the history that record.json names")
+        raise UserError(f"{path}: broken link: not the history that {by} names")
     entries = read_history(path)
     if len(entries) != len(facts["chain"]):
         raise UserError(f"{path}: broken link: {len(entries)} epochs, the chain has {len(facts['chain'])}")
     for name in ("seconds", "joules"):
         parts = [entry[name] for entry in entries if name in entry]
         if (round(sum(parts), 1) if parts else None) != facts[name] or min(parts, default=0) < 0:
-            raise UserError(f"{path}: broken link: {name} that do not add up to record.json's")
+            raise UserError(f"{path}: broken link: {name} that do not add up to {by}'s")
 
 
 def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:

@@ -197,15 +197,30 @@ class Result(NamedTuple):
 
 
 def known(project: Layout) -> dict[str, Result]:
-    """The results by row, for rows that have any. What was measured with other parameters than the row's is none."""
+    """The results by row, for rows that have any. What was measured with other parameters than the row's is none; nor
+    is a summary that its runs, where they are there, do not bear out."""
     elsewhere, found = committed(project), {}
     for name, row in config.load(project.params).experiments.items():
-        if summary := _of(row, project.summary(name), Summary):
+        summary = _of(row, project.summary(name), Summary)
+        if summary and _borne_out(project, name, row, summary):
             accuracy, n = summary["accuracy"], summary["accuracy"]["n"]
             found[name] = Result(HERE, accuracy, summary["seeds"], summary["seconds"] / n, summary["device"])
         elif name in elsewhere:
             found[name] = elsewhere[name]
     return found
+
+
+def _borne_out(project: Layout, name: str, row: Experiment, summary: dict[str, Any]) -> bool:
+    """Whether what the report stage wrote is what its runs say: those may have been made again since, or it edited."""
+    for seed, value in zip(summary["seeds"], summary["accuracy"]["values"], strict=True):
+        run = project.run(name, seed)
+        try:
+            if (run / "metrics.json").exists() and _run(run, row, seed, [])["metrics"]["accuracy"] != value:
+                return False
+        except UserError:
+            return False
+    accuracy = summary["accuracy"]
+    return spread(accuracy["values"]) == {**accuracy, "values": list(accuracy["values"])}
 
 
 def committed(project: Layout) -> dict[str, Result]:
@@ -246,11 +261,19 @@ def verdict_on(
     """What the row's rule says of its result, as `verdict.verdict` gives it.
 
     None for a reference and for released runs of some seeds, which no rule judges, and where the verdict stage's file
-    is of other parameters or another target.
+    is of other parameters or another target. Released runs without weights are told by files alone, and what is told
+    never counts as "reproduced".
     """
     if ours is None or ours.source == COMMITTED or ours.gap:
         return None
-    return judged(project, name, row, target) if ours.source == HERE else judge(ours.accuracy, row, target)
+    if ours.source == HERE and not judged(project, name, row, target):
+        return None
+    found, folder = judge(ours.accuracy, row, target), Layout(project.root, ours.folder)
+    told = [str(seed) for seed in ours.seeds if not (folder.run(name, seed) / "weights.safetensors").exists()]
+    if found["verdict"] == "reproduced" and ours.source == RELEASED and told:
+        why = f"by goodness alone it would be reproduced; no weights of seed {', '.join(told)} there to show it"
+        found |= {"verdict": "inconclusive", "why": why}
+    return found
 
 
 def judge(accuracy: dict[str, Any], row: Experiment, target: Target | None) -> dict[str, Any]:

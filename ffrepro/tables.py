@@ -279,12 +279,15 @@ def _facts(path: Path) -> str:
 
 def _commit(project: Layout, path: str) -> str:
     """The last commit that touched a path; what git says is not trusted to be there."""
-    command = ["git", "-C", str(project.root), "log", "-1", "--format=%h of %as", "--", path]
+    git = ["git", "-C", str(project.root)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        last, changed = (
+            subprocess.run([*git, *words, "--", path], capture_output=True, text=True, check=False).stdout.strip()
+            for words in (["log", "-1", "--format=%h of %as"], ["status", "--porcelain"])
+        )
     except OSError:
         return "no git here"
-    return done.stdout.strip() or "not committed"
+    return f"{last}{', changed since' if changed else ''}" if last else "not committed"
 
 
 def _parameters(row: config.Experiment) -> str:

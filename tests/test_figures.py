@@ -336,6 +336,9 @@ def test_goodness_of_something_else_is_not_drawn(project, names, goodness):
 def state_accuracy(project, percent):
     path = project.run("alone", 0) / "metrics.json"
     record.write_sealed(record.read_json(path) | {"accuracy": percent}, path)
+    summary = record.read_json(project.summary("alone"))
+    its = spread([percent, *summary["accuracy"]["values"][1:]])
+    record.write_json(summary | {"accuracy": its}, project.summary("alone"))
 
 
 def test_goodness_that_gives_another_accuracy_is_not_drawn(project, names):

@@ -566,6 +566,11 @@ def test_released_runs_of_some_seeds_are_told_and_not_judged(small):
 def test_released_runs_of_all_seeds_are_judged_by_the_rule(small, offset, word):
     release(small, "one", {seed: 83.51 + offset + add for seed, add in ((0, -0.1), (1, 0.1), (2, 0.0))})
     assert results.known(small)["one"].gap == ""
+    # what files alone tell, without weights, never counts as "reproduced"
+    told = "inconclusive" if word == "reproduced" else word
+    assert [tables.read(small)[0].rows[0]["verdict"], report.table(small)[0]["verdict"]] == [told] * 2
+    for seed in ALL:
+        (small.root / "results" / "one" / str(seed) / "weights.safetensors").touch()
     assert tables.read(small)[0].rows[0]["verdict"] == word
     line = report.table(small)[0]
     assert (line["verdict"], line["difference"], line["results"]) == (word, f"{offset:+.2f}", "released")
@@ -574,6 +579,31 @@ def test_released_runs_of_all_seeds_are_judged_by_the_rule(small, offset, word):
     with_reference(small)
     (claim,) = claims.read(small)
     assert claim["sources"] == ["committed", "released"]
+
+
+def test_a_summary_that_its_runs_do_not_bear_out_counts_as_none(ran, row):
+    """Nor does the verdict's word count, which its rule gives anew."""
+    judge(ran, "one", row)
+    honest = record.read_json(ran.summary("one"))
+    word = results.verdict_on(ran, "one", row, results.known(ran)["one"], None)
+    assert word is None  # of another target
+    target = targets.target_of(targets.read_targets(ran.paper, ran.reference), "one", row)
+    content = record.read_json(ran.verdict("one"))
+    assert content["verdict"] == "inconclusive"
+    record.write_json(content | {"verdict": "reproduced", "accuracy": targets.spread([83.51] * 3)}, ran.verdict("one"))
+    judged = results.verdict_on(ran, "one", row, results.known(ran)["one"], target)
+    assert (judged["verdict"], judged["accuracy"]) == ("inconclusive", honest["accuracy"])
+    for accuracy in (
+        targets.spread([83.51, *honest["accuracy"]["values"][1:]]),
+        {**honest["accuracy"], "mean": 83.51},
+        {**honest["accuracy"], "std": 0.1},
+    ):
+        record.write_json(honest | {"accuracy": accuracy}, ran.summary("one"))
+        assert "one" not in results.known(ran)
+    record.write_json(honest, ran.summary("one"))
+    assert results.known(ran)["one"].accuracy == honest["accuracy"]
+    (ran.run("one", 0) / "metrics.json").write_text("{}")  # made again, or damaged, since
+    assert "one" not in results.known(ran)
 
 
 def test_runs_here_go_before_released_ones_and_these_before_a_reference_if_they_are_whole(ran, row):

@@ -47,7 +47,7 @@ def small(root, tmp_path):
     record.write_json({**summary, "accuracy": spread([95.0, 96.0, 97.0])}, project.summary("digits"))
     target = targets.read_paper(project.paper)["digits"].model_dump()
     summary |= {"accuracy": spread([95.0, 96.0, 97.0]), "target": target, "test_images": 360}
-    judged = verdict.verdict(summary, row.verdict) | {"verdict": "inconclusive"}
+    judged = verdict.verdict(summary, row.verdict) | {"verdict": "inconclusive"}  # edited: not what is shown
     record.write_json(judged, project.verdict("digits"))
     its = spread([80.0, 82.0])
     reference = {"seeds": [3, 4], "values": its["values"], "mean": its["mean"], "std": its["std"], "seconds": 4.2}
@@ -66,7 +66,7 @@ def test_the_cells_by_hand(small):
         "95",
         "96.00 ± 1.00 (n = 3)",
         "+1.00",
-        "inconclusive",
+        "reproduced",
         "10",
         "here",
         "digits",
@@ -89,7 +89,7 @@ def test_a_verdict_of_other_parameters_does_not_count(small):
 
 
 def test_a_verdict_against_another_target_does_not_count(small):
-    assert tables.read(small)[0].rows[0]["verdict"] == "inconclusive"
+    assert tables.read(small)[0].rows[0]["verdict"] == "reproduced"
     small.paper.write_text(PAPER.replace("mean: 95", "mean: 94"))
     line = tables.read(small)[0].rows[0]
     assert (line["difference"], line["verdict"]) == ("+2.00", "not run")
@@ -202,6 +202,8 @@ def test_the_commit_is_that_of_the_results(small):
     git("add", "results")
     git("-c", "user.name=a", "-c", "user.email=a@b.example", "commit", "-q", "-m", "x")
     assert re.search(r"^commit: [0-9a-f]{7,} of \d{4}-\d\d-\d\d$", _explained(small), re.MULTILINE)
+    (small.root / "results" / "other" / "3" / "metrics.json").write_text("{}")
+    assert re.search(r"^commit: [0-9a-f]{7,} of .*-\d\d, changed since$", _explained(small), re.MULTILINE)
 
 
 def _explained(project):

@@ -87,6 +87,7 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
         if wrong := [name for name, value in start.items() if not value.isfinite().all()]:
             yield Finding(epoch, f"cannot be trained again: {wrong[0]} in the state before it is not finite", False)
             continue
+        before = ~memory.images.isnan()  # pairs that were trained on, and stay so
         try:
             Engine(network, adams, memory, on_device, row).epoch(seed, epoch - 1)
         except UserError:  # which tells a trainer to choose another learning rate
@@ -104,12 +105,15 @@ def audit(run: Run, data: Split, states: Path, drawn: list[int], device: torch.d
         elif not (path := checkpoint.kept_state(states, epoch)).exists():
             yield Finding(epoch, f"{elsewhere}, and the state after it was not shown", None)
         else:
-            theirs, ours = (learned(state) for state in (_state(path, chain[epoch], device), mine))
+            after = _state(path, chain[epoch], device)
+            theirs, ours = learned(after), learned(mine)
             try:
                 checkpoint.fits(theirs, ours)
             except ValueError:
                 raise UserError(f"{path.parent.name}/{path.name}: not a state of this row's network") from None
             holds, how = _near(ours, theirs, start)
+            if gone := int((before & after["memory"]["images"].isnan()).sum()):
+                holds, how = False, f"{how}; {gone} margins are gone"
             yield Finding(epoch, f"{elsewhere}: {how}", holds)
 
 

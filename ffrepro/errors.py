@@ -138,7 +138,8 @@ def usage(main: Callable[..., int | None], arguments: tuple[str, ...]) -> str | 
 
 
 def run(main: Callable[..., int | None], *arguments: str) -> int:
-    """Call an entry point; its exit code, with UserError, Ctrl-C and SIGTERM as lines on stderr, not tracebacks."""
+    """Call an entry point; its exit code, with UserError, a file that the system does not let be used, Ctrl-C and
+    SIGTERM as lines on stderr, not tracebacks."""
     try:
         with stoppable():
             code = _told(main, arguments)
@@ -164,3 +165,9 @@ def _told(main: Callable[..., int | None], arguments: tuple[str, ...]) -> int:
         for line in str(error).splitlines():
             print(f"ffrepro: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a folder without rights, a name too long, that nothing nearer has told of
+        if error.filename is None or error.strerror is None:  # a broken pipe, a socket
+            raise
+        name = str(error.filename)
+        print(f"ffrepro: {name if name.isprintable() else ascii(name)}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code

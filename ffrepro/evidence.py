@@ -232,7 +232,7 @@ def history(path: Path, facts: dict[str, Any], by: str = "record.json") -> None:
 
 def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:
     """The file's tensors, whole to the byte and those that are wanted; None where there is no file."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to a file that is not there was to be one
         return None
     tensors = record.read_tensors(path, ANEW)
     if not tensors:

@@ -354,7 +354,9 @@ def _json_and_text(path: Path, remedy: str = "") -> tuple[Any, str]:
         return content, text
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         why = f"nested more than {DEEP} deep" if isinstance(error, RecursionError) else error
         remedy = remedy or "delete it and run the stage that writes it again"
         raise UserError(f"{path}: not JSON ({why}); {remedy}") from None
@@ -410,6 +412,8 @@ def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str], r
             said = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:
+        if os.path.lexists(path):  # safetensors says so of all that cannot be opened
+            raise UserError(f"{path}: cannot be read: no right to, or a link to a file that is not there") from None
         raise UserError(f"{path}: no such file; {remedy or WRITE}") from None
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # NumPy has no bfloat16, no float8
         why = f"{error}"[:200]  # which may quote a name from the file, at any length

@@ -299,10 +299,7 @@ def main(*arguments: str) -> int:
     home.add_argument("seed", type=seed)
     home.add_argument("--runs", default="runs", help="runs, or results for a reference (default: runs)")
     options = parser.parse_args(arguments)
-    try:
-        code: int = options.command(options)
-    except OSError as error:  # a name too long, a folder without rights
-        raise UserError(f"{config.plain(error.filename)}: {error.strerror}") from None
+    code: int = options.command(options)
     return code
 
 

@@ -1,5 +1,6 @@
 """The commands as a person types them."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from ffrepro import config, data, devices, engine, evaluation, evidence, lock
+from ffrepro import config, data, devices, engine, errors, evaluation, evidence, lock
 
 
 def test_help_imports_nothing_heavy():
@@ -39,6 +40,26 @@ def test_a_wrong_name_is_one_line_and_exit_code_2(project, command, line):
     assert done.returncode == 2
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_the_system_keeps_back_is_a_line(project, capsys):
+    done = project.call("ffrepro", "evaluate", "digits", "--runs", "a" * 300)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"ffrepro: {project.root}/{'a' * 300}/digits/experiment.json: File name too long\n",
+    )
+
+    def main():
+        raise PermissionError(errno.EACCES, "Permission denied", "results\n/digits")
+
+    assert errors.run(main) == 2
+    assert capsys.readouterr().err == "ffrepro: 'results\\n/digits': Permission denied\n"
+
+    def without_a_file():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):  # no mistake of a user's
+        errors.run(without_a_file)
 
 
 @pytest.mark.parametrize("command", [("reproduce",), ("reproduce", "digits", "--device", "tpu"), ("repro", "digits")])

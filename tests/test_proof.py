@@ -453,6 +453,14 @@ def test_a_reference_and_the_rows_own_runs_beside_it_are_told_of_each_by_itself(
     assert own[0].endswith("; told by goodness alone, not shown: no weights of seed 0 here")
 
 
+def test_a_link_to_weights_that_are_elsewhere_is_not_taken_for_weights_that_were_not_published(runs):
+    path = runs[0] / "weights.safetensors"
+    path.unlink()
+    path.symlink_to(runs[0] / "annexed")
+    with pytest.raises(UserError, match=r"weights\.safetensors: cannot be read: "):
+        evidence.read(runs[0])
+
+
 def test_a_foreign_weights_file(runs, trained):
     shutil.copy(runs[0].parent / "1" / "weights.safetensors", runs[0])
     assert "weights.safetensors: broken link: not the tensors that record.json names" in broken(runs[0], trained)
@@ -984,6 +992,23 @@ def test_statistics_that_are_no_numbers_hide_nothing(runs, trained):
     assert found[3].found == (
         "cannot be trained again: network.blocks.0.norm.running_mean in the state before it is not finite"
     )
+
+
+def test_margins_that_were_forgotten_are_found(row, digits, tmp_path):
+    """Where one was never measured there is NaN, which must not stand for one that was."""
+    chosen, states = row(hardness=3.0, epochs=2, blocks="4 4P"), tmp_path / "digits-0"
+    its = training.train(chosen, 0, digits[0], checkpoint=states.with_suffix(".pt"), keep=True)
+    facts = {"seed": 0, "code": record.code_hash(), "data": its.data, "chain": its.chain}
+    run = evidence.Run(tmp_path, chosen, facts | {"environment": record.environment(CPU)}, {}, None, None)
+    torch.set_num_threads(2)
+    assert [one.holds for one in audit.audit(run, digits[0], states, [1, 2], CPU)] == [True, True]
+    state = checkpoint.read(states / "2.pt", CPU)
+    state["memory"]["images"].fill_(torch.nan)
+    torch.save(state, states / "2.pt")
+    facts["chain"][1] |= dict(zip(("weights", "optimizer"), checkpoint.hashes(state), strict=True))
+    (found,) = audit.audit(run, digits[0], states, [2], CPU)
+    trained_on = len(digits[0].labels) // 32 * 32  # of each image, under one wrong label
+    assert (found.holds, found.found.rpartition("; ")[2]) == (False, f"{trained_on} margins are gone")
 
 
 def test_an_optimizer_that_walks_to_other_weights_by_itself_is_found(runs, trained):

@@ -322,6 +322,20 @@ def test_what_is_no_json_is_one_line(tmp_path, content):
         record.read_json(path)
 
 
+def test_what_cannot_be_opened_is_neither_missing_nor_damaged(tmp_path):
+    """And nobody is told to delete it."""
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"a\.json: cannot be read: Is a directory$"):
+        record.read_json(folder)
+    link = tmp_path / "a.safetensors"
+    link.symlink_to(tmp_path / "annexed")
+    with pytest.raises(
+        UserError, match=r"a\.safetensors: cannot be read: no right to, or a link to a file that is not"
+    ):
+        record.read_tensors(link)
+
+
 # Code and environment
 
 

@@ -184,7 +184,7 @@ def _row(folder: Path, facts: dict[str, Any]) -> Experiment:
 
 
 def chain(path: Path, facts: dict[str, Any], row: Experiment) -> None:
-    """Raises UserError where the row's record, read from `path`, has a chain that does not hold or is cut off."""
+    """Raise UserError where the row's record, read from `path`, has a chain that does not hold or is cut off."""
     before = training.first_link(
         {
             "parameters": config.training_parameters(row),

@@ -406,8 +406,7 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     metrics: list[Rung] = []
     splits: tuple[Split, Split] | None = None
     codes = {0}
-    folders = evidence.runs_of(path)
-    for folder in _whole(folders):
+    for folder in _whole(evidence.runs_of(path)):
         run = evidence.read(folder)
         for other in runs:
             if other.facts["weights"] == run.facts["weights"]:

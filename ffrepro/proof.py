@@ -323,7 +323,7 @@ def _bitwise(run: Run, others: list[dict[str, Any]], unread: Rung | None) -> Run
 
 
 def statistics(
-    runs: list[Run], metrics: list[Rung], target: Target | None, reference: Reference | None, declared: bool | None
+    runs: list[Run], metrics: list[Rung], target: Target | None, reference: Reference | None, declared: bool
 ) -> Iterator[tuple[Rung, int]]:
     """What a row's runs say together, with exit codes: whether those of its reference seeds are the reference, which
     is what results/reference.json says of the row, and the verdict on its own seeds.

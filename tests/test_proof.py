@@ -352,9 +352,9 @@ def judged(runs, params, accuracies, target, reference=None, holds=(True, True),
     its = {"row": row.model_copy(update=changed), **({} if table else {"goodness": None})}
     both = [run._replace(facts={**run.facts, "seconds": 0.5 + run.facts["seed"]}, **its) for run in both]
     metrics = [proof.Rung("metrics", "", its, value) for its, value in zip(holds, accuracies, strict=True)]
-    return [
-        (rung.found, rung.holds, code) for rung, code in proof.statistics(both, metrics, target, reference, declared)
-    ]
+    told = list(proof.statistics(both, metrics, target, reference, declared))
+    assert {rung.what for rung, _ in told} == {"statistics"}
+    return [(rung.found, rung.holds, code) for rung, code in told]
 
 
 PUBLISHED = Target(kind="published", mean=90.0, std=None, n=None, values=None, source="a paper", row=None)
@@ -408,6 +408,8 @@ def test_a_seed_that_the_row_does_not_declare_is_named_and_not_counted(runs, par
     assert own == ("90.10 (n = 1) so far against 90.00: inconclusive: 1 of 2 declared seeds, without 3", None, 4)
     _, nothing = judged(runs, params, [90.1, 50.0], PUBLISHED, seeds=(3,))
     assert nothing == ("inconclusive: 0 of 1 declared seeds, without 3", None, 4)
+    foreign, _ = judged(runs, params, [90.1, 50.0], PUBLISHED, seeds=(3, 4))
+    assert foreign == ("without seed 0, 1, which the row does not declare", None, 0)
 
 
 @pytest.mark.parametrize("target", [PUBLISHED, None])
@@ -948,6 +950,13 @@ def test_a_draw_repeats_by_its_seed_and_is_bounded():
             audit.draw(4, k, 0)
 
 
+def test_a_folder_of_states_is_one(tmp_path):
+    assert audit.folder(tmp_path) == tmp_path
+    for path, why in ((tmp_path / "none", "no folder there"), (tmp_path / ("a" * 300), "File name too long")):
+        with pytest.raises(UserError, match=rf"^--states: given .*: {why}; allowed: a folder of kept states$"):
+            audit.folder(path)
+
+
 def test_detection_by_hand():
     assert audit.detection(10, 1, 2) == pytest.approx(0.2)
     assert audit.detection(200, 20, 2) == pytest.approx(1 - 180 * 179 / (200 * 199))
@@ -1166,7 +1175,7 @@ def test_an_audit_is_told_in_whole(runs, trained, capsys):
         ],
     )
     code, lines = told(runs[1], 1)
-    assert (code, lines[0]) == (0, f"digits-0: drawn of 3 epochs: {audit.draw(3, 1, 3)[0]} (--draw 3)")
+    assert (code, lines[0]) == (0, "digits-0: drawn of 3 epochs: 1 (--draw 3)")
     assert lines[2].endswith("a probability of 33 % if 1 of 3, 67 % if 2 of 3 were altered")
     checkpoint.kept_state(runs[1], 1).unlink()
     code, lines = told(runs[1], 3)

@@ -143,6 +143,61 @@ def test_a_checkpoint_of_something_else_is_not_resumed(row, digits, tmp_path, mo
     assert_same_weights(resumed, train(chosen, seed, data)[0])
 
 
+def seal_again(state):
+    state["seal"] = checkpoint.seal(state)
+
+
+def forged_link(state):
+    state["chain"][0]["link"] = "0" * 64
+    seal_again(state)
+
+
+def shorter(state, epochs):
+    """Of `epochs` epochs by its history, by both where that is none."""
+    del state["history"][epochs:], state["chain"][epochs or len(state["chain"]) :]
+    if not epochs:
+        state["chain"] = []
+    seal_again(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["history"][0].update(loss=0.0),
+        lambda state: state.update(started="2020-01-01T00:00:00+00:00"),
+        lambda state: state["chain"].pop(),
+        lambda state: state["network"]["blocks.0.conv.weight"].add_(1),
+        lambda state: state["optimizers"][0]["state"][0]["exp_avg"].add_(1),
+        lambda state: state["memory"]["images"].fill_(0),
+        lambda state: state["optimizers"][1]["state"].update({99: {}}),
+        forged_link,
+        lambda state: shorter(state, 1),
+        lambda state: shorter(state, 0),
+    ],
+)
+def test_a_checkpoint_that_its_chain_does_not_name_changes_nothing(row, digits, tmp_path, damage):
+    """The archive's own checksums hold."""
+    chosen, data, path = row(epochs=2, blocks="4 4P", hardness=3.0), digits[0][torch.arange(100)], tmp_path / "c.pt"
+    whole = train(chosen, 0, data, checkpoint=path)
+
+    def resumed():
+        network = build(chosen, 0, torch.device("cpu"))
+        parts = network, optimizers(network, chosen.training), negatives.memory(100, 10, torch.device("cpu"))
+        before = hashes(snapshot(*parts))
+        key = training._key(chosen, 0, data)
+        first = first_link(key | {"initial weights": whole.initial_weights})
+        with checkpoint.Checkpoint(path, key, first, *parts) as saved:
+            history, line = saved.resume()
+        return len(history), line, hashes(snapshot(*parts)) == before, saved.chain
+
+    assert resumed() == (2, "c.pt: going on after epoch 2", False, whole.chain)
+    state = read(path, torch.device("cpu"))
+    damage(state)
+    torch.save(state, path)
+    line = "c.pt: damaged, not what its own chain names: not resumed, training starts anew"
+    assert resumed() == (0, line, True, [])
+
+
 def kill_and_compare(project, kills, pause):
     """Kill the train stage at random moments, let it finish, and compare its files with an undisturbed run's."""
     project.stages(["check", "digits"], ["prepare", "digits"], ["train", "digits", "0"])

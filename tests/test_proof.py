@@ -683,6 +683,36 @@ def test_the_exit_code_tells_of_other_bits(copied):
     assert (done.returncode, text in done.stdout) == (0, True)
 
 
+def test_a_machine_that_does_not_repeat_itself_is_told_by_the_exit_code(copied, monkeypatch):
+    _, verify = copied
+    monkeypatch.setattr("ffrepro.doctor.twice", lambda row, device: (False, ["one", "another"]))
+    done = verify("runs/digits/0")
+    assert "  NO self-repeat: 4 steps of the row, twice on this machine: one and another\n" in done.stdout
+    assert done.returncode == 3
+
+
+def test_the_claims_that_a_row_is_part_of_are_told(trained, monkeypatch):
+    def read(project):
+        about = {"verdict": "supported", "why": "because"}
+        return [
+            {"id": "a.one", "pairs": [("mine", "other"), ("third", "other")], **about},
+            {"id": "b.two", "pairs": [("third", "other")], **about},
+        ]
+
+    monkeypatch.setattr("ffrepro.claims.read", read)
+    told = proof.Rung("claim a.one", "by the results here supported: because", None)
+    assert list(proof._claims(trained, "mine")) == [told]
+    none = proof.Rung("claims", "none of paper.yaml is about fourth", None)
+    assert list(proof._claims(trained, "fourth")) == [none]
+
+    def damaged(project):
+        raise UserError("a file: damaged")
+
+    monkeypatch.setattr("ffrepro.claims.read", damaged)
+    cannot = proof.Rung("claims", "cannot be told: a file: damaged", None)
+    assert list(proof._claims(trained, "mine")) == [cannot]
+
+
 def test_equal_bits_without_weights_are_told(copied):
     root, verify = copied
     shutil.copytree(root / "runs" / "digits", root / "results" / "digits")
@@ -974,6 +1004,18 @@ def test_distance_by_hand():
     assert audit.distance(mine, theirs, start) == pytest.approx(0.5)
     assert audit.distance(start, start, start) == 0
     assert audit.distance(start, theirs, start) == float("inf")
+
+
+def test_what_may_lie_between_two_machines_by_hand():
+    start = {"network.w": torch.zeros(2), "adam.m": torch.zeros(1)}
+    ours = {"network.w": torch.tensor([0.0, 2.0]), "adam.m": torch.tensor([2.0])}
+    theirs = {"network.w": torch.tensor([0.0, 3.0]), "adam.m": torch.tensor([6.0])}
+    told = (
+        "weights and statistics off by 50.0 % of their movement (50 % allowed), moments and margins by 200.0 % (200 %)"
+    )
+    assert audit._near(ours, theirs, start) == (True, told)  # as much as is allowed
+    for name, more in (("network.w", torch.tensor([0.0, 3.01])), ("adam.m", torch.tensor([6.01]))):
+        assert audit._near(ours, {**theirs, name: more}, start)[0] is False
 
 
 def test_what_is_no_number_is_far_from_everything():

@@ -168,7 +168,7 @@ CORE = [
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change the core's code in more than 4,000 ways, one at a time, and list those that its tests do not notice.
+    """Change the code of the core and the proof in more than 6,000 ways, one at a time; list what no test notices.
 
     Takes hours on two cores and goes on where it was stopped; arguments are names of mutants, such
     as "ffrepro.verdict*".

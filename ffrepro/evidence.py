@@ -217,17 +217,19 @@ def require_accuracies(path: Path, metrics: Mapping[str, Any], table: Tensor, la
         raise UserError(f"{path}: broken link: {differing[0]} is not what goodness and labels give")
 
 
-def history(path: Path, facts: dict[str, Any], by: str = "record.json") -> None:
-    """Raise UserError unless the history is the one that `by` names, of the chain's epochs and of the sums told."""
+def history(path: Path, facts: dict[str, Any]) -> list[dict[str, float]]:
+    """The entries of the history that the record names. Raises UserError where it is another, of other epochs than the
+    chain's, or of other sums than the record tells."""
     if record.file_hash(path) != facts["history"]:
-        raise UserError(f"{path}: broken link: not the history that {by} names")
+        raise UserError(f"{path}: broken link: not the history that record.json names")
     entries = read_history(path)
     if len(entries) != len(facts["chain"]):
         raise UserError(f"{path}: broken link: {len(entries)} epochs, the chain has {len(facts['chain'])}")
     for name in ("seconds", "joules"):
         parts = [entry[name] for entry in entries if name in entry]
         if (round(sum(parts), 1) if parts else None) != facts[name] or min(parts, default=0) < 0:
-            raise UserError(f"{path}: broken link: {name} that do not add up to {by}'s")
+            raise UserError(f"{path}: broken link: {name} that do not add up to record.json's")
+    return entries
 
 
 def _tensors(path: Path, wanted: str, by: str) -> dict[str, Tensor] | None:

@@ -78,11 +78,11 @@ def lacking(project: Layout, params: Params, run: Run) -> str:
 
     Its accuracies must be those of its goodness. Whether that is the goodness of its weights, `ffrepro verify` tells.
     """
-    from ffrepro import evidence  # and with it PyTorch, which not every command need wait for
-
     folder, row = project.run(*run), config.experiment(params, run.name)
     if missing := _missing(folder):
         return missing
+    from ffrepro import evidence  # and with it PyTorch, which is not waited for where nothing is there
+
     try:
         facts, metrics = record.read_sealed(folder / "record.json"), record.read_sealed(folder / "metrics.json")
         tables = {name: record.read_tensors(folder / f"{name}.safetensors") for name in ("weights", "goodness")}

@@ -276,17 +276,16 @@ def _comparable(run: Run, references: list[Path]) -> tuple[list[dict[str, Any]],
                 "bitwise", f"a committed record cannot be compared with: {str(error).partition(';')[0]}", None
             )
             continue
-        if other["weights"] == facts["weights"]:
-            _require_own(run, other["seed"])
+        _require_own(run, other)
         if same:
             found.append(other)
     return found, unread
 
 
-def _require_own(run: Run, seed: int) -> None:
-    """Raise UserError unless a run of the same weights is of the same seed: no two seeds end in the same."""
-    if seed != run.facts["seed"]:
-        raise UserError(f"{run.folder / 'record.json'}: broken link: ends in the weights of seed {seed}")
+def _require_own(run: Run, other: dict[str, Any]) -> None:
+    """Raise UserError where a record of another seed has the run's weights: no two seeds end in the same."""
+    if other["weights"] == run.facts["weights"] and other["seed"] != run.facts["seed"]:
+        raise UserError(f"{run.folder / 'record.json'}: broken link: ends in the weights of seed {other['seed']}")
 
 
 def _bitwise(run: Run, others: list[dict[str, Any]], unread: Rung | None) -> Rung:
@@ -304,19 +303,21 @@ def _bitwise(run: Run, others: list[dict[str, Any]], unread: Rung | None) -> Run
                 copied = True
                 continue
             equal, shown = f"all {len(facts['chain'])} epochs equal to the committed record's", run.weights is not None
-            told = "" if shown else "; told, not shown: no weights here"
+            if alike is False:
+                other_in = ", ".join(sorted(record.unlike(facts["environment"], other["environment"])))
+                equal = f"{equal}, of another environment ({other_in})"
+            found = Rung("bitwise", equal if shown else f"{equal}; told, not shown: no weights here", shown or None)
             if alike is not False:
-                return Rung("bitwise", f"{equal}{told}", shown or None)
-            other_in = ", ".join(sorted(record.unlike(facts["environment"], other["environment"])))
-            elsewhere = Rung("bitwise", f"{equal}, of another environment ({other_in}){told}", shown or None)
+                return found
+            elsewhere = found
             continue
         differs = f"differs from the committed record from epoch {apart} on"
         if alike:
             return Rung("bitwise", differs, False)
         if alike is None:  # an older record, of another processor by the same name, perhaps
             perhaps = Rung("bitwise", f"{differs}; one of the two does not tell its processor", None)
-    if found := elsewhere or perhaps:
-        return found
+    if decided := elsewhere or perhaps:
+        return decided
     if copied:
         return Rung("bitwise", "the committed record itself, copied: no other training has its times", None)
     return unread or Rung("bitwise", "no reference for this key (seed, parameters, data, code, environment)", None)
@@ -409,8 +410,7 @@ def report(path: Path, project: Layout, params: Params, data: Data, device: torc
     for folder in _whole(evidence.runs_of(path)):
         run = evidence.read(folder)
         for other in runs:
-            if other.facts["weights"] == run.facts["weights"]:
-                _require_own(run, other.facts["seed"])
+            _require_own(run, other.facts)
         name, rung = run.facts["experiment"], declared(run, params)
         if not runs:
             splits = data(run.row)

@@ -219,8 +219,8 @@ def _borne_out(project: Layout, name: str, row: Experiment, summary: dict[str, A
                 return False
         except UserError:
             return False
-    accuracy = summary["accuracy"]
-    return spread(accuracy["values"]) == {**accuracy, "values": list(accuracy["values"])}
+    accuracy: dict[str, Any] = summary["accuracy"]
+    return spread(accuracy["values"]) == accuracy
 
 
 def committed(project: Layout) -> dict[str, Result]:
@@ -268,9 +268,10 @@ def verdict_on(
         return None
     if ours.source == HERE and not judged(project, name, row, target):
         return None
-    found, folder = judge(ours.accuracy, row, target), Layout(project.root, ours.folder)
-    told = [str(seed) for seed in ours.seeds if not (folder.run(name, seed) / "weights.safetensors").exists()]
-    if found["verdict"] == "reproduced" and ours.source == RELEASED and told:
+    found, place = judge(ours.accuracy, row, target), Layout(project.root, ours.folder)
+    if ours.source == HERE or found["verdict"] != "reproduced":
+        return found
+    if told := [str(seed) for seed in ours.seeds if not (place.run(name, seed) / "weights.safetensors").exists()]:
         why = f"by goodness alone it would be reproduced; no weights of seed {', '.join(told)} there to show it"
         found |= {"verdict": "inconclusive", "why": why}
     return found

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from ffrepro import config, errors, evidence, layout, record
 from ffrepro.config import Experiment
 from ffrepro.errors import UserError
-from ffrepro.figure_data import curves, read_history
+from ffrepro.figure_data import curves
 from ffrepro.proof import MOVED
 from ffrepro.report import markdown
 from ffrepro.results import Environment, Read
@@ -74,9 +74,8 @@ def line_of(folder: Path, rows: Mapping[str, Experiment]) -> list[Any]:
     row = _row(path, its, rows)
     try:
         evidence.chain(path, content, row)
-        evidence.history(history, content, "try.json")
-        blocks = curves([read_history(history)], "held_out")
-    except (UserError, IndexError, KeyError):
+        blocks = curves([evidence.history(history, content)], "held_out")
+    except UserError:
         raise foreign from None
     if not blocks:
         raise foreign

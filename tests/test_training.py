@@ -153,10 +153,8 @@ def forged_link(state):
 
 
 def shorter(state, epochs):
-    """Of `epochs` epochs by its history, by both where that is none."""
-    del state["history"][epochs:], state["chain"][epochs or len(state["chain"]) :]
-    if not epochs:
-        state["chain"] = []
+    """Told of its first epochs alone."""
+    del state["history"][epochs:], state["chain"][epochs:]
     seal_again(state)
 
 

@@ -1,6 +1,7 @@
 """The ladder: what holds is told so, and whatever was changed is found, with the link that broke."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -460,6 +461,15 @@ def test_a_link_to_weights_that_are_elsewhere_is_not_taken_for_weights_that_were
     path.unlink()
     path.symlink_to(runs[0] / "annexed")
     with pytest.raises(UserError, match=r"weights\.safetensors: cannot be read: "):
+        evidence.read(runs[0])
+
+
+@pytest.mark.parametrize("name", [*FILES, "../experiment.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(runs, name):
+    path = (runs[0] / name).resolve()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{path.name}: broken link: a pipe or a device, not a file; get it anew"):
         evidence.read(runs[0])
 
 

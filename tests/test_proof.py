@@ -2,12 +2,26 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 import torch
 
-from ffrepro import audit, checkpoint, config, crate, evaluation, evidence, layout, negatives, proof, record, training
+from ffrepro import (
+    audit,
+    checkpoint,
+    config,
+    crate,
+    devices,
+    evaluation,
+    evidence,
+    layout,
+    negatives,
+    proof,
+    record,
+    training,
+)
 from ffrepro.engine import Engine
 from ffrepro.errors import UserError
 from ffrepro.pipeline import prepared
@@ -294,6 +308,51 @@ def test_without_the_goodness_file_another_machines_metrics_must_be_near_what_th
         assert f"metrics.json: broken link: {says}" in broken(runs[0], trained)
     reseal(runs[0] / "metrics.json", **{**honest, "accuracy": honest["accuracy"] - image})
     assert climb(runs[0], trained)["goodness"].found.endswith("within 0.28 points")
+
+
+def test_goodness_of_other_images_gives_no_accuracy(tmp_path):
+    table, labels = torch.ones(3, 10, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"m\.json: broken link: goodness of 3 images, not 4$"):
+        evidence.require_accuracies(tmp_path / "m.json", {}, table, labels, "last")
+
+
+def test_a_cpu_evaluates_a_row_of_float16_in_float32(row, digits, tmp_path):
+    """And holds nothing of it to bits, wherever it was evaluated."""
+    chosen, test = row(precision="float16", blocks="4 4P"), digits[1][torch.arange(20)]
+    network = training.build(chosen, 0, CPU)
+    facts = {"seed": 0, "experiment": "mine"}
+    here = {"code": record.code_hash(evaluation.CODE), "environment": record.environment(CPU)}
+    run = evidence.Run(tmp_path, chosen, facts, {**here, "decided_in_float32": 7}, network.state_dict(), None)
+    own, exact, rung = proof._evaluated(run, test, CPU)
+    assert torch.equal(own, evaluation.goodness_table(network, test.images, evaluation.in_float32(chosen)))
+    says = "this machine evaluates in float32; float16 takes a GPU"
+    assert (exact, rung) == (False, proof.Rung("precision", says, None))
+
+
+def test_how_far_goodness_is_off_is_told_in_percent(row, tmp_path):
+    """Of 200 images one prediction may be another."""
+    run = evidence.Run(tmp_path, row(blocks="4 4P"), {}, {}, None, None)
+    table = torch.ones(200, 10, 2)
+    table[:, 3] = 4.0
+
+    def compared(moved, share):
+        again = table.clone()
+        table[:moved, 5] = 4 * (1 - share)
+        again[:moved, 5], again[:moved, 3] = 4.0, 4 * (1 - share)
+        return proof._compared(run, again, table, False)
+
+    assert compared(1, 0.0008) == proof.Rung(
+        "goodness",
+        "from the weights within 0.08 % (by another version, or not certainly in this environment); "
+        "1 predictions differ",
+    )
+    for moved, share, off in ((2, 0.0008, "0.0801"), (1, 0.002, "0.2")):
+        with pytest.raises(UserError) as error:
+            compared(moved, share)
+        assert str(error.value) == (
+            f"{tmp_path}/goodness.safetensors: broken link: up to {off} % off the goodness of these weights, {moved} "
+            "predictions differ: more than another machine's rounding (0.1 %, 0.5 % of predictions)"
+        )
 
 
 def test_the_accuracy_that_counts_is_allowed_less_than_a_block(row, tmp_path):
@@ -647,8 +706,9 @@ def test_a_cpu_repeats_few_images_of_a_row_that_needs_a_gpu(row):
     chosen = row("cifar10", blocks="4P 4P", precision="float16")
     rung = proof._self_repeat(chosen, torch.device("cpu"))
     assert rung.holds
-    assert rung.found.startswith("4 steps of the row with a batch of 16 in ")
-    assert "float16 " not in rung.found.replace("bfloat16", "")
+    stands_in = devices.stand_in(chosen, CPU)  # bfloat16, where this CPU has it
+    assert stands_in != "float16"
+    assert rung.found.startswith(f"4 steps of the row with a batch of 16 in {stands_in}, twice on this machine: ")
 
 
 def test_the_command_climbs_all_seeds_of_a_row(home):
@@ -657,11 +717,20 @@ def test_the_command_climbs_all_seeds_of_a_row(home):
     assert done.stdout.startswith(
         "digits, seed 1\n  ok row: digits, as in params.yaml\n  ok record: sealed, of digits, seed 1"
     )
-    assert "statistics: told of a row's folder with all its declared seeds (0, 1, 2)" in done.stdout
+    assert "  -- statistics: told of a row's folder with all its declared seeds (0, 1, 2)\n" in done.stdout
     done = verify(home, "runs/digits")
     assert done.returncode == 4
     assert "digits, seed 0\n" in done.stdout
     assert ": inconclusive: 2 of 3 declared seeds, without 2\n" in done.stdout
+
+
+def test_the_committed_reference_is_what_is_said_of_it(root, trained, params, capsys):
+    reference = root / "results" / "digits"
+    code = proof.report(reference, layout.Layout(root), params, lambda row: prepared(trained, row, {}), CPU)
+    told = capsys.readouterr().out
+    assert (code, told.count("  ok goodness: ")) == (0, 5)
+    assert re.search(r"\n  ok statistics: these runs are the reference itself: \d.* \(n = 5\), as committed", told)
+    assert told.endswith("\n  -- claims: none of paper.yaml is about digits\n")
 
 
 @pytest.fixture
@@ -670,6 +739,16 @@ def copied(home, tmp_path, call_in):
     root = tmp_path / "project"
     shutil.copytree(home.root, root, symlinks=True)
     return root, lambda *arguments: call_in(root, "ffrepro", "verify", *arguments)
+
+
+def test_a_rows_own_seeds_are_held_against_what_was_published(copied):
+    root, verify = copied
+    path = root / "paper.yaml"
+    value = "  digits: {mean: 90.0, std: null, source: review}\n"
+    path.write_text(path.read_text().replace("\ntargets:\n", f"\ntargets:\n{value}"))
+    done = verify("runs/digits")
+    assert (done.returncode, done.stderr) == (4, "")
+    assert " so far against 90.00: inconclusive: 2 of 3 declared seeds, without 2\n" in done.stdout
 
 
 def test_the_exit_code_tells_of_other_bits(copied):
@@ -861,6 +940,33 @@ def test_a_name_that_cannot_be_printed_is_refused_in_one_line(runs, tmp_path):
     with pytest.raises(UserError, match="cannot be printed; rename it") as error:
         evidence.runs_of(folder / "digits")
     assert str(error.value).isprintable()
+
+
+def test_the_seeds_of_a_row_are_in_order(tmp_path):
+    for seed in ("10", "2"):
+        (tmp_path / seed).mkdir()
+    assert [folder.name for folder in evidence.runs_of(tmp_path)] == ["2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("runs", "runs: no record.json and no folder of a seed there"),
+        ("r\x1bs", r"r\x1bs: a name with characters that cannot be printed; rename it"),
+    ],
+)
+def test_what_stands_for_no_run_is_named(tmp_path, name, says):
+    give = "" if says.endswith("it") else "; give a run's folder, its record.json, or a row's folder with its seeds"
+    with pytest.raises(UserError) as error:
+        evidence.runs_of(tmp_path / name)
+    assert str(error.value) == f"{tmp_path}/{says}{give}"
+
+
+def test_too_long_a_name_cannot_be_read(tmp_path):
+    with pytest.raises(UserError) as error:
+        evidence.runs_of(tmp_path / ("r" * 300))
+    assert str(error.value).startswith(f"{tmp_path}/rrr")
+    assert "r...: cannot be read (File name too long); give a run's folder, " in str(error.value)
 
 
 def test_a_stray_file_beside_the_seeds_is_no_run(runs):

@@ -29,6 +29,7 @@ from ffrepro.step import optimizers
 from ffrepro.targets import Reference, Target, spread
 
 CPU = torch.device("cpu")
+NO_REFERENCE = "no reference for this key (seed, parameters, data, code, environment)"
 FILES = ("record.json", "metrics.json", "history.csv", "weights.safetensors", "goodness.safetensors")
 
 
@@ -77,21 +78,41 @@ def reseal(path, **changes):
 
 
 def test_an_honest_run_holds_on_every_rung(runs, trained):
+    facts = record.read_json(runs[0] / "record.json")
     rungs = climb(runs[0], trained)
-    assert list(rungs) == [
-        "record",
-        "chain",
-        "code",
-        "data",
-        "initial weights",
-        "precision",
-        "goodness",
-        "metrics",
-        "bitwise",
+    accuracy = rungs["metrics"].accuracy
+    assert list(rungs.values()) == [
+        proof.Rung("record", f"sealed, of digits, seed 0, ffrepro {facts['ffrepro']}"),
+        proof.Rung("chain", f"3 epochs, unbroken from the parameters to the weights {facts['weights'][:12]}"),
+        proof.Rung("code", "this version's"),
+        proof.Rung("data", "digits, training and test split: the same bytes as here"),
+        proof.Rung("initial weights", f"{facts['initial_weights'][:12]}, made again from the seed"),
+        proof.Rung("precision", "evaluated in float32"),
+        proof.Rung("goodness", "10800 values from the weights: the same bits"),
+        proof.Rung("metrics", f"{accuracy:.2f} % of 360 test images, from weights and labels", accuracy=accuracy),
+        proof.Rung("bitwise", NO_REFERENCE, None),
     ]
-    assert {what for what, rung in rungs.items() if rung.holds is not True} == {"bitwise"}
-    assert rungs["bitwise"].found.startswith("no reference for this key")
-    assert rungs["goodness"].found.endswith("values from the weights: the same bits")
+
+
+def test_a_run_of_another_version_is_told_of(runs, trained):
+    mine = record.code_hash()[:12]
+    rechain(runs[0], {}, code="0" * 64)
+    rungs = climb(runs[0], trained)
+    assert rungs["code"] == proof.Rung("code", f"another version's ({'0' * 12}, here {mine})", None)
+    assert rungs["initial weights"].holds
+    rechain(runs[0], {}, initial_weights="0" * 64)
+    says = "other ones from the same seed, by this version's code"
+    assert climb(runs[0], trained)["initial weights"] == proof.Rung("initial weights", says, None)
+
+
+def test_a_run_without_deterministic_kernels_is_compared_with_none(runs, trained):
+    known = record.read_json(runs[0] / "record.json")["environment"]
+    reseal(runs[0] / "record.json", environment={**known, "kernels": "fast"})
+    path = runs[0] / "another.json"
+    shutil.copy(runs[0] / "record.json", path)
+    reseal(path, history="0" * 64, started="2020-01-01T00:00:00+00:00")
+    says = "trained with --fast, which promises no bits"
+    assert climb(runs[0], trained, [path])["bitwise"] == proof.Rung("bitwise", says, None)
 
 
 def test_metrics_of_fewer_images_sealed_anew(runs, trained):
@@ -150,8 +171,12 @@ def test_the_twins_goodness_is_float32s_and_so_is_the_rounding_allowed_it(row, d
 
 
 def test_without_data_the_rungs_that_need_it_cannot_be_told(runs):
-    rungs = {rung.what: rung.holds for rung in proof.ladder(evidence.read(runs[0]), None, [], CPU)}
-    assert {what for what, holds in rungs.items() if holds is None} == {"data", "metrics", "bitwise"}
+    rungs = list(proof.ladder(evidence.read(runs[0]), None, [], CPU))
+    assert [rung for rung in rungs if rung.holds is None] == [
+        proof.Rung("data", "not at hand: `ffrepro fetch` brings them", None),
+        proof.Rung("metrics", "cannot be told without the test labels", None),
+        proof.Rung("bitwise", NO_REFERENCE, None),
+    ]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -398,7 +423,9 @@ def test_a_run_evaluated_by_other_code_is_not_held_to_bits(runs, trained):
 def test_without_weights_nothing_is_more_than_told(runs, trained):
     (runs[0] / "weights.safetensors").unlink()
     rungs = climb(runs[0], trained)
-    assert (rungs["goodness"].holds, rungs["metrics"].holds) == (None, None)
+    says = "weights not published: taken from goodness.safetensors"
+    assert rungs["goodness"] == proof.Rung("goodness", says, None)
+    assert rungs["metrics"].holds is None
     assert rungs["metrics"].accuracy == record.read_json(runs[0] / "metrics.json")["accuracy"]
     (runs[0] / "goodness.safetensors").unlink()
     assert "nothing to check it by" in broken(runs[0], trained)
@@ -559,7 +586,7 @@ def test_metrics_of_another_seed(runs, trained):
 def test_initial_weights_that_the_seed_does_not_make(runs, trained):
     """A training that began elsewhere (from trained weights, say), chained from its beginning."""
     rechain(runs[0], {}, initial_weights="0" * 64)
-    assert "initial weights that its seed does not make" in broken(runs[0], trained)
+    assert "record.json: broken link: initial weights that its seed does not make" in broken(runs[0], trained)
 
 
 def test_other_data(runs, trained):
@@ -595,7 +622,12 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
     reseal(path, history="0" * 64)  # a training of its own took its own time
     found = climb(runs[0], trained, [copy, path])["bitwise"]
     assert (found.found, found.holds) == ("all 3 epochs equal to the committed record's", True)
-    assert climb(runs[0], trained, [runs[0] / "record.json"])["bitwise"].holds is None  # no run is its own reference
+    damaged = reference.parent / "damaged.json"
+    damaged.write_text("{")
+    for other in (damaged, runs[0] / "record.json"):  # what cannot be read is none, and no run is its own reference
+        assert climb(runs[0], trained, [other, path])["bitwise"] == found
+    own = climb(runs[0], trained, [runs[0] / "record.json"])["bitwise"]
+    assert own == proof.Rung("bitwise", NO_REFERENCE, None)
     rechain(reference, {2: ("0" * 64, "0" * 64)})
     found = climb(runs[0], trained, [path])["bitwise"]
     assert (found.found, found.holds) == ("differs from the committed record from epoch 2 on", False)
@@ -728,7 +760,7 @@ def test_the_committed_reference_is_what_is_said_of_it(root, trained, params, ca
     reference = root / "results" / "digits"
     code = proof.report(reference, layout.Layout(root), params, lambda row: prepared(trained, row, {}), CPU)
     told = capsys.readouterr().out
-    assert (code, told.count("  ok goodness: ")) == (0, 5)
+    assert (code, told.count("  ok goodness: "), told.count(f"  -- bitwise: {NO_REFERENCE}\n")) == (0, 5, 5)
     assert re.search(r"\n  ok statistics: these runs are the reference itself: \d.* \(n = 5\), as committed", told)
     assert told.endswith("\n  -- claims: none of paper.yaml is about digits\n")
 

@@ -425,8 +425,9 @@ def test_without_weights_nothing_is_more_than_told(runs, trained):
     rungs = climb(runs[0], trained)
     says = "weights not published: taken from goodness.safetensors"
     assert rungs["goodness"] == proof.Rung("goodness", says, None)
-    assert rungs["metrics"].holds is None
-    assert rungs["metrics"].accuracy == record.read_json(runs[0] / "metrics.json")["accuracy"]
+    accuracy = record.read_json(runs[0] / "metrics.json")["accuracy"]
+    says = f"{accuracy:.2f} % of 360 test images, from goodness and labels alone"
+    assert rungs["metrics"] == proof.Rung("metrics", says, None, accuracy)
     (runs[0] / "goodness.safetensors").unlink()
     assert "nothing to check it by" in broken(runs[0], trained)
 
@@ -954,8 +955,12 @@ def test_a_title_is_no_part_of_what_was_trained(runs, trained):
     )
     assert proof.declared(run, params).holds
     other = config.changed(run.row, {"verdict.margin": run.row.verdict.margin + 1})
-    with pytest.raises(UserError, match=r"another row than digits in params\.yaml"):
+    with pytest.raises(UserError) as error:
         proof.declared(run, config.Params(seeds=(0,), experiments={"digits": other}))
+    assert str(error.value) == (
+        f"{runs[0].parent}/experiment.json: broken link: another row than digits in params.yaml; a run of other "
+        "parameters, or another rule"
+    )
 
 
 def test_a_rows_folder_may_be_a_link(runs, trained, tmp_path):

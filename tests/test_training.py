@@ -352,6 +352,37 @@ def test_states_can_be_asked_for_after_an_interruption(row, digits, tmp_path):
     assert (tmp_path / "a" / "2.pt").read_bytes() == state
 
 
+def test_a_state_is_written_by_a_thread_as_it_is_on_cuda(row, digits, tmp_path):
+    """What cannot be written is told at the latest when the training ends."""
+    chosen, cpu = row(blocks="4 4P", hardness=3.0), torch.device("cpu")
+    network = build(chosen, 0, cpu)
+    parts = network, optimizers(network, chosen.training), negatives.memory(100, 10, cpu)
+    entries = [{"epoch": 1}, {"epoch": 2}]
+
+    def of(name, **key):
+        return checkpoint.Checkpoint(tmp_path / name, key, "0" * 64, *parts)
+
+    def saved(name, device):
+        with of(name, seed="0") as written:
+            assert written.resume() == ([], "")
+            written.device = torch.device(device)
+            for epoch in (1, 2):
+                written.save(entries[:epoch])
+        return written.chain
+
+    chain = saved("thread.pt", "cuda")
+    assert [link["epoch"] for link in chain] == [1, 2]
+    assert saved("caller.pt", "cpu") == chain
+    for name in ("thread", "caller"):
+        assert of(f"{name}.pt", seed="0").resume() == (entries, f"{name}.pt: going on after epoch 2")
+        assert not (tmp_path / name).exists()  # states stay where they are asked for, only
+    others = "thread.pt: of other seed, data: not resumed, training starts anew"
+    assert of("thread.pt", seed="1", data="d").resume() == ([], others)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(UserError, match=r"c\.pt: cannot be written: "):
+            saved("caller.pt/c.pt", device)
+
+
 def test_a_link_by_hand():
     # printf 'a\n1\nb\nc\n' | sha256sum
     link = "5e44e5da038145bb19b3680c2e20d55d78f7b09680198f84bdb87da8b19001d8"

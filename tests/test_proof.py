@@ -1110,9 +1110,31 @@ def test_in_another_environment_rounding_passes_and_an_alteration_does_not(runs,
     torch.set_num_threads(2)
     found = audited(runs, trained, [1, 2, 3])
     assert {epoch: one.holds for epoch, one in found.items()} == {1: True, 2: False, 3: True}
+    state = (runs[1] / "2.pt").read_bytes()
     (runs[1] / "2.pt").unlink()
-    assert audited(runs, trained, [2])[2].holds is None  # another environment, and nothing to compare with
-    assert audited(runs, trained, [3])[3].found == "the state before it, digits-0/2.pt, was not shown"
+    found = audited(runs, trained, [2, 3])
+    beside = "another environment than the record's, and the state after it was not shown"
+    assert found[2] == audit.Finding(2, beside, None)
+    assert found[3] == audit.Finding(3, "the state before it, digits-0/2.pt, was not shown", None)
+    (runs[1] / "1.pt").unlink()
+    torch.set_num_threads(1)
+    (runs[1] / "2.pt").write_bytes(state)
+    found = audited(runs, trained, [2, 3])  # one that cannot be told does not hide the next
+    assert {epoch: one.holds for epoch, one in found.items()} == {2: None, 3: True}
+
+
+def test_a_version_that_did_not_train_a_run_does_not_audit_it(runs, trained):
+    rechain(runs[0], {}, code="0" * 64)
+    with pytest.raises(UserError) as error:
+        audited(runs, trained, [1])
+    says = "trained by another version of the code than this one; audit with that version"
+    assert str(error.value) == f"{runs[0]}: {says}"
+
+
+def test_margins_that_were_never_learned_count_as_0():
+    state = {"network": {}, "optimizers": [], "memory": {"images": torch.tensor([torch.nan, torch.inf, -torch.inf, 2])}}
+    (margins,) = audit.learned(state).values()
+    assert margins.tolist() == [0, torch.inf, -torch.inf, 2]
 
 
 def test_a_state_that_is_not_the_chains_is_refused(runs, trained):

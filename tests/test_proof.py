@@ -360,11 +360,14 @@ def test_how_far_goodness_is_off_is_told_in_percent(row, tmp_path):
     table = torch.ones(200, 10, 2)
     table[:, 3] = 4.0
 
-    def compared(moved, share):
+    def tables(moved, share):
         again = table.clone()
         table[:moved, 5] = 4 * (1 - share)
         again[:moved, 5], again[:moved, 3] = 4.0, 4 * (1 - share)
-        return proof._compared(run, again, table, False)
+        return again, table
+
+    def compared(moved, share):
+        return proof._compared(run, *tables(moved, share), False)
 
     assert compared(1, 0.0008) == proof.Rung(
         "goodness",
@@ -378,6 +381,19 @@ def test_how_far_goodness_is_off_is_told_in_percent(row, tmp_path):
             f"{tmp_path}/goodness.safetensors: broken link: up to {off} % off the goodness of these weights, {moved} "
             "predictions differ: more than another machine's rounding (0.1 %, 0.5 % of predictions)"
         )
+
+    def released(moved, share):
+        again, own = tables(moved, share)
+        return proof.released(run._replace(goodness=own), again)
+
+    near = "1 of 200 predictions differ from the run's own, in goodness.safetensors; goodness within 8.7 %"
+    assert released(1, 0.08) == near
+    with pytest.raises(UserError) as error:
+        released(2, 0.08)
+    assert str(error.value) == (
+        f"{tmp_path}/{layout.RELEASED}: broken link: 2 of 200 predictions differ from the run's goodness: more than "
+        "rounding (0.5 %)"
+    )
 
 
 def test_the_accuracy_that_counts_is_allowed_less_than_a_block(row, tmp_path):
@@ -425,6 +441,17 @@ def test_without_weights_nothing_is_more_than_told(runs, trained):
     rungs = climb(runs[0], trained)
     says = "weights not published: taken from goodness.safetensors"
     assert rungs["goodness"] == proof.Rung("goodness", says, None)
+    path, run = runs[0] / "weights.safetensors", evidence.read(runs[0])
+    with pytest.raises(UserError, match=rf"^{path}: not published$"):
+        evidence.network(run, CPU)
+    released = runs[0] / layout.RELEASED
+    record.write_tensors({"a": torch.ones(1)}, released)
+    with pytest.raises(UserError, match=rf"^{path}: not published; --weights released are$"):
+        evidence.network(run, CPU)
+    with pytest.raises(UserError, match=rf"^{released}: cannot be compared: no goodness\.safetensors beside it$"):
+        evidence.network(run._replace(goodness=None), CPU, released=True)
+    beside = f"{says}; `ffrepro evaluate digits --weights released` compares it with those"
+    assert climb(runs[0], trained)["goodness"] == proof.Rung("goodness", beside, None)
     accuracy = record.read_json(runs[0] / "metrics.json")["accuracy"]
     says = f"{accuracy:.2f} % of 360 test images, from goodness and labels alone"
     assert rungs["metrics"] == proof.Rung("metrics", says, None, accuracy)

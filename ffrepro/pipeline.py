@@ -274,32 +274,46 @@ def _end(process: "subprocess.Popen[bytes]", *, is_dvc: bool) -> None:
     """End a child and what it has started, whichever of them the signal has reached.
 
     A stage ends in order at any time. DVC would begin the next one; it is ended while a stage runs, when it writes
-    nothing, and left alone while none does. It is stopped while we look, so that no stage begins unseen and is left
-    behind.
+    nothing, and left alone while none does. It and the shell by which it starts a stage are stopped while we look, so
+    that no stage begins unseen and is left behind.
     """
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child = psutil.Process(process.pid)
-            stages = _stopped(child) if is_dvc else child.children(recursive=True)
+            stopped = _stopped(child) if is_dvc else []
+            stages = child.children(recursive=True)
             if stages or not is_dvc:
                 process.send_signal(signal.SIGUSR1 if is_dvc else signal.SIGTERM)
             for stage in stages:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stage.terminate()
-            if is_dvc:
-                child.resume()
+            for one in stopped:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.resume()
             for stage in psutil.wait_procs(stages, timeout=PATIENCE)[1]:
                 stage.kill()
         time.sleep(0.05)
 
 
-def _stopped(process: psutil.Process) -> list[psutil.Process]:
-    """Stop a process; what it has started, once it has stopped indeed. The caller resumes it."""
+def _stopped(dvc: psutil.Process) -> list[psutil.Process]:
+    """Stop DVC, then the shells that it has started, which start no more then; them all, for the caller to resume.
+
+    A shell either starts a stage and waits, as dash does, or becomes the stage.
+    """
+    _stop(dvc)
+    shells = dvc.children()
+    for shell in shells:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _stop(shell)
+    return [*shells, dvc]
+
+
+def _stop(process: psutil.Process) -> None:
+    """Return once it has stopped indeed, or ended. Of a process that is just starting another, the kernel waits until
+    that one's program runs, so that it can be seen."""
     while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
         process.suspend()  # again, where someone else has just resumed it, as `timeout` does
         time.sleep(0.001)
-    started: list[psutil.Process] = process.children(recursive=True)
-    return started
 
 
 def run_stage(project: Layout, settings: dict[str, str], stage: str, *arguments: str) -> None:

@@ -446,6 +446,36 @@ def test_a_signal_while_dvc_starts_is_a_line_and_leaves_nothing_behind(project, 
     assert group(process.pid) == []
 
 
+STARTS_STAGES = """
+import os, time
+for _ in range(300):
+    if not os.fork():
+        os.execlp("sleep", "sleep", "300")
+    time.sleep(0.001)
+"""
+STARTS_A_SHELL = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGUSR1, signal.default_int_handler)
+try:
+    subprocess.run([sys.executable, "-S", "-c", {STARTS_STAGES!r}])
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_a_shell_that_is_just_starting_a_stage_leaves_none_behind():
+    # dash has started the stage a millisecond after DVC has started dash; this shell never stops starting some
+    process = subprocess.Popen([sys.executable, "-S", "-c", STARTS_A_SHELL], start_new_session=True)
+    try:
+        while len(group(process.pid)) < 10:
+            assert process.poll() is None
+        pipeline._end(process, is_dvc=True)
+        assert group(process.pid) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_a_signal_ends_everything_in_order_and_the_same_command_goes_on(project):
     project.shrink(seeds=[0, 1])
     project.edit("params.yaml", "epochs: 1\n", "epochs: 25\n")  # none ends in the three

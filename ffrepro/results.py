@@ -198,7 +198,7 @@ class Result(NamedTuple):
 
 def known(project: Layout) -> dict[str, Result]:
     """The results by row, for rows that have any. What was measured with other parameters than the row's is none; nor
-    is a summary that its runs, where they are there, do not bear out."""
+    is a summary that its runs do not bear out."""
     elsewhere, found = committed(project), {}
     for name, row in config.load(project.params).experiments.items():
         summary = _of(row, project.summary(name), Summary)
@@ -211,11 +211,11 @@ def known(project: Layout) -> dict[str, Result]:
 
 
 def _borne_out(project: Layout, name: str, row: Experiment, summary: dict[str, Any]) -> bool:
-    """Whether what the report stage wrote is what its runs say: those may have been made again since, or it edited."""
+    """Whether what the report stage wrote is what its runs say: those may have been made again since, or removed, or
+    it edited."""
     for seed, value in zip(summary["seeds"], summary["accuracy"]["values"], strict=True):
-        run = project.run(name, seed)
         try:
-            if (run / "metrics.json").exists() and _run(run, row, seed, [])["metrics"]["accuracy"] != value:
+            if _run(project.run(name, seed), row, seed, [])["metrics"]["accuracy"] != value:
                 return False
         except UserError:
             return False

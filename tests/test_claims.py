@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy.stats import t, ttest_ind, ttest_rel
+from test_report import write_run
 
 from ffrepro import claims, config, record, tables, targets
 from ffrepro.errors import UserError
@@ -167,6 +168,8 @@ def small(root, tmp_path):
         summary = {"row": record.text_hash(config.canonical(row)), "accuracy": spread(values), "seeds": [0, 1, 2]}
         summary |= {"seconds": 30.0, "device": "cpu"}
         record.write_json(summary, project.summary(name))
+        for seed, value in enumerate(values):
+            write_run(project, row, seed, value, name)
     return project
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import pytest
+from test_report import write_run
 
 from ffrepro import config, record, results, tables, targets, verdict
 from ffrepro.errors import UserError
@@ -45,6 +46,8 @@ def small(root, tmp_path):
     row = config.load(project.params).experiments["digits"]
     summary = {"row": record.text_hash(config.canonical(row)), "seeds": [0, 1, 2], "seconds": 30.0, "device": "cpu"}
     record.write_json({**summary, "accuracy": spread([95.0, 96.0, 97.0])}, project.summary("digits"))
+    for seed in (0, 1, 2):
+        write_run(project, row, seed, 95.0 + seed, "digits")
     target = targets.read_paper(project.paper)["digits"].model_dump()
     summary |= {"accuracy": spread([95.0, 96.0, 97.0]), "target": target, "test_images": 360}
     judged = verdict.verdict(summary, row.verdict) | {"verdict": "inconclusive"}  # edited: not what is shown
@@ -162,33 +165,28 @@ def test_numbers_name_every_value_of_every_cell(small):
 
 
 def test_explain_lists_seeds_and_records(small):
-    record.write_sealed(
-        {"weights": "w" * 64, "code": "c" * 64, "started": "2026-01-01T00:00:00+00:00"},
-        small.run("digits", 0) / "record.json",
-    )
     lines = tables.explain(small, "small.upper.left").splitlines()
     assert lines[0].startswith("small.upper.left: experiment digits, ")
     assert lines[2] == "ours: 96.00 ± 1.00 (n = 3), runs/digits, 10 s of training a seed, cpu"
-    assert (
-        lines[3]
-        == f"seed 0: 95.00 %; runs/digits/0/record.json: weights {'w' * 12}, code {'c' * 12}, 2026-01-01T00:00:00+00:00"
-    )
-    assert lines[4] == "seed 1: 96.00 %; runs/digits/1/record.json: not there"
+    facts = "weights weights 0, code c0dec0dec0de, 2026-01-02T03:04:05+00:00"
+    assert lines[3] == f"seed 0: 95.00 %; runs/digits/0/record.json: {facts}"
+    assert lines[5].startswith("seed 2: 97.00 %; runs/digits/2/record.json: weights weights 2, ")
     assert lines[6] == "commit: runs are not committed"
     assert "training.epochs 20, " in lines[7]
     assert "augmentation.flip false" in lines[7]
     committed = tables.explain(small, "other")
     assert "\nours: 81.00 ± 1.41 (n = 2), results/other, 4 s of training a seed, 2 cores\n" in committed
+    assert "\nseed 4: 82.00 %; results/other/4/record.json: not there\n" in committed
     assert "\ncommit: not committed\n" in committed
     assert tables.explain(small, "small.lower.left").endswith("\nnot run: ffrepro reproduce third")
 
 
 def test_explain_quotes_no_record_that_was_edited(small):
-    path = small.run("digits", 0) / "record.json"
+    path = small.root / "results" / "other" / "3" / "record.json"
     record.write_sealed({"weights": "w", "code": "c", "started": "2026-01-01T00:00:00+00:00"}, path)
     path.write_text(path.read_text().replace("2026", "1999"))
     with pytest.raises(UserError, match=r"record\.json: broken link: not what its seal was made of"):
-        tables.explain(small, "digits")
+        tables.explain(small, "other")
 
 
 def test_the_commit_is_that_of_the_results(small):
@@ -236,6 +234,13 @@ def test_results_of_other_parameters_are_none(small):
     assert {name: one.source for name, one in results.known(small).items()} == {"digits": "here", "other": "committed"}
     small.params.write_text(small.params.read_text().replace("lr: 0.002", "lr: 0.003"))
     assert results.known(small) == {}
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "record.json"])
+def test_a_summary_whose_runs_were_removed_is_none(small, file):
+    (small.run("digits", 1) / file).unlink()
+    assert "digits" not in results.known(small)
+    assert tables.explain(small, "digits").endswith("\nnot run: ffrepro reproduce digits")
 
 
 @pytest.mark.latex

@@ -51,9 +51,8 @@ def runs_of(path: Path) -> list[Path]:
         folders: list[Path] = []
         if path.is_dir():
             folders = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-    except (OSError, ValueError) as error:  # too long a name, no right to look, links that go round, a zero in it
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{config.plain(path)}: cannot be read ({why}); {GIVE}") from None
+    except OSError as error:  # too long a name, no right to look, links that go round
+        raise UserError(f"{config.plain(path)}: cannot be read ({error.strerror}); {GIVE}") from None
     if not folders:
         raise UserError(f"{config.plain(path)}: no record.json and no folder of a seed there; {GIVE}")
     return sorted(folders, key=lambda folder: int(folder.name))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ffrepro import checkpoint, devices, evidence, layout, proof, record, targets, training
+from ffrepro.errors import UserError
 
 
 @pytest.fixture
@@ -94,9 +95,33 @@ def test_released_weights_of_another_training_are_found(trained):
     path.with_name("goodness.safetensors").unlink()
     done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "neither weights.safetensors nor goodness.safetensors: nothing to check it by" in done.stderr
     path.unlink()
     done = trained.call("ffrepro", "evaluate", "digits", "--weights", "released")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_released_weights_of_another_network_or_type_or_cut_off_are_told(trained):
+    assert release(trained).returncode == 0
+    path = trained.root / "results" / "digits" / "0" / "released.safetensors"
+    run, weights, cpu = evidence.read(path.parent), record.read_tensors(path), torch.device("cpu")
+    with pytest.raises(UserError) as told:
+        evidence.network(run._replace(goodness=None), cpu, released=True)
+    assert str(told.value) == f"{path}: cannot be compared: no goodness.safetensors beside it"
+    name = "blocks.2.conv.weight"
+    record.write_tensors({key: value for key, value in weights.items() if key != name}, path)
+    with pytest.raises(UserError) as told:
+        evidence.network(run, cpu, released=True)
+    assert str(told.value) == f"{path}: weights of another network than the row's; train again"
+    record.write_tensors({**weights, name: weights[name].float()}, path)
+    with pytest.raises(UserError) as told:
+        evidence.network(run, cpu, released=True)
+    assert str(told.value) == f"{path}: broken link: {name} is torch.float32, not torch.float16"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError) as told:
+        evidence.network(run, cpu, released=True)
+    assert str(told.value).startswith(f"{path}: not a whole safetensors file (")
+    assert str(told.value).endswith(f"; {evidence.ANEW}")
 
 
 def test_own_weights_that_the_record_does_not_name_are_not_evaluated(trained):

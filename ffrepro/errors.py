@@ -27,10 +27,16 @@ class MachineError(UserError):
 
 
 class Stop(BaseException):  # no KeyboardInterrupt, which Typer would take for itself
-    """Ctrl-C, or SIGTERM as `kill`, `docker stop` and a cluster's time limit send it."""
+    """Ctrl-C, or SIGTERM as `kill`, `docker stop` and a cluster's time limit send it.
 
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
+    gone: called when nothing holds it any more.
+    """
+
+    def __init__(self, number: int, gone: Callable[[], None]) -> None:
+        self.exit_code, self.gone = 128 + number, gone
+
+    def __del__(self) -> None:
+        self.gone()
 
 
 def end_undisturbed() -> None:
@@ -42,33 +48,37 @@ def end_undisturbed() -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM raise Stop, and those that follow do nothing."""
-    hook = sys.unraisablehook
-    dropped: list[int] = []
+    """Let the first SIGINT or SIGTERM raise Stop, until it arrives here, and those that follow do nothing.
+
+    On its way it can get lost, and is then raised again a moment later: Python drops what is raised in a `__del__` or
+    for a weak reference, and PyTorch, while it is imported, what NumPy's import raises.
+    """
+    hook, arrived = sys.unraisablehook, False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        def again(alarm: int, frame: FrameType | None) -> None:
+            if not arrived:
+                raise Stop(number, lost)
+
         end_undisturbed()
-        raise Stop(number)
+        signal.signal(signal.SIGALRM, again)
+        raise Stop(number, lost)
 
-    def again(number: int, frame: FrameType | None) -> None:
-        raise Stop(dropped[-1])
+    def lost() -> None:
+        if not arrived:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
 
-    def drop(its: "sys.UnraisableHookArgs") -> None:
-        """Raise Stop a moment later: Python drops what is raised in a `__del__` or for a weak reference."""
+    def silent(its: "sys.UnraisableHookArgs") -> None:
         if not isinstance(its.exc_value, Stop):
             hook(its)
-            return
-        dropped.append(its.exc_value.exit_code - 128)
-        signal.signal(signal.SIGALRM, again)
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    sys.unraisablehook = drop
+    sys.unraisablehook = silent
     try:
         yield
     finally:
-        if dropped:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        arrived = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = hook
         for number, handler in before.items():
             if signal.getsignal(number) is stop:

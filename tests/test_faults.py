@@ -49,6 +49,11 @@ class Told:
     def __del__(self):
         tell()
 
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "numpy._core.multiarray":
+            tell()
+
 def main():
     {main}
 
@@ -57,6 +62,8 @@ tell(signal.SIGINT)
 tell()
 sys.exit(code)
 """
+
+IMPORTING = "sys.meta_path.insert(0, Told); import torch; time.sleep(20)"
 
 # A signal's handler in C tells Python by `arrives`; here it is called, in C alone, after `signal.signal` has looked for
 # signals that have arrived and before it sets the handler.
@@ -119,6 +126,7 @@ def stage_of(process):
         pytest.param(TOLD_TO_END.format(main="tell()"), id="at work"),
         pytest.param(TOLD_TO_END.format(main="raise Mistake"), id="telling of a mistake"),
         pytest.param(TOLD_TO_END.format(main="Told(); time.sleep(20)"), id="in a __del__"),
+        pytest.param(TOLD_TO_END.format(main=IMPORTING), id="in PyTorch's import"),
         pytest.param(TOLD_AGAIN, id="told again at the same instant"),
     ],
 )

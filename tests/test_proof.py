@@ -1171,6 +1171,9 @@ def test_a_state_that_is_not_the_chains_is_refused(runs, trained):
     (runs[1] / "1.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a whole checkpoint"):
         audited(runs, trained, [2])
+    torch.save(checkpoint.read(runs[1] / "2.pt", CPU) | {"network": {"a tensor": 1}}, runs[1] / "1.pt")
+    with pytest.raises(UserError, match=r"^digits-0/1\.pt: not a whole checkpoint$"):
+        audited(runs, trained, [2])
 
 
 def test_a_draw_repeats_by_its_seed_and_is_bounded():
@@ -1239,7 +1242,7 @@ def test_statistics_that_are_no_numbers_hide_nothing(runs, trained):
 
     forge(runs, trained, hidden)
     torch.set_num_threads(2)  # as in another environment
-    found = audited(runs, trained, [2, 3])
+    found = audited(runs, trained, [3, 2])  # one that cannot be trained does not hide the next
     assert [one.holds for one in found.values()] == [False, False]
     assert "weights and statistics off by inf % of their movement (50 % allowed)" in found[2].found
     assert found[3].found == (
@@ -1354,7 +1357,7 @@ def test_a_state_that_no_training_goes_on_from_is_no_mistake_of_the_auditors(run
     state["network"]["blocks.0.conv.weight"].fill_(3e38)
     torch.save(state, runs[1] / "2.pt")
     rechain(runs[0], {2: checkpoint.hashes(state)})
-    found = audited(runs, trained, [1, 3])
+    found = audited(runs, trained, [3, 1])
     assert found[1].holds
     assert (found[3].holds, found[3].found) == (
         False,

@@ -165,12 +165,18 @@ def test_numbers_name_every_value_of_every_cell(small):
 
 
 def test_explain_lists_seeds_and_records(small):
+    facts = {"weights": "w" * 64, "code": "c" * 64, "started": "2026-01-01T00:00:00+00:00"}
+    own = {("record.json", key): value for key, value in facts.items()} | {("metrics.json", "weights"): "w" * 64}
+    write_run(small, config.load(small.params).experiments["digits"], 0, 95.0, "digits", changed=own)
     lines = tables.explain(small, "small.upper.left").splitlines()
     assert lines[0].startswith("small.upper.left: experiment digits, ")
     assert lines[2] == "ours: 96.00 ± 1.00 (n = 3), runs/digits, 10 s of training a seed, cpu"
-    facts = "weights weights 0, code c0dec0dec0de, 2026-01-02T03:04:05+00:00"
-    assert lines[3] == f"seed 0: 95.00 %; runs/digits/0/record.json: {facts}"
-    assert lines[5].startswith("seed 2: 97.00 %; runs/digits/2/record.json: weights weights 2, ")
+    assert (
+        lines[3]
+        == f"seed 0: 95.00 %; runs/digits/0/record.json: weights {'w' * 12}, code {'c' * 12}, 2026-01-01T00:00:00+00:00"
+    )
+    own = "weights weights 1, code c0dec0dec0de, 2026-01-02T03:04:05+00:00"
+    assert lines[4] == f"seed 1: 96.00 %; runs/digits/1/record.json: {own}"
     assert lines[6] == "commit: runs are not committed"
     assert "training.epochs 20, " in lines[7]
     assert "augmentation.flip false" in lines[7]

@@ -215,6 +215,7 @@ def fits(saved: Any, mine: Mapping[str, Tensor]) -> None:
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
     """A checkpoint's state. Raises UserError when the file is not a whole one, MachineError where it cannot be read."""
+    record.regular(path)
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         missing = {"key", "started", "network", "optimizers", "memory", "history", "chain", "seal"} - state.keys()

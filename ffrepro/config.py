@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ffrepro import errors
+from ffrepro import errors, record
 from ffrepro.errors import UserError
 
 
@@ -610,7 +610,7 @@ def training_parameters(row: Experiment) -> str:
 def read_experiment(path: Path) -> Experiment:
     """A row as `canonical` wrote it. Raises UserError when the file is missing or is not one."""
     try:
-        return Experiment.model_validate_json(path.read_text(encoding="utf-8"))
+        return Experiment.model_validate_json(record.regular(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{plain(path)}: no such file; `python -m pipelines.check {plain(path.parent.name)}` writes it"

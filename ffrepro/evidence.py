@@ -69,9 +69,6 @@ def run_of(path: Path) -> Path:
 
 def read(folder: Path) -> Run:
     """Read a run's files. Raises UserError, naming the link that broke, unless they are whole and fit one another."""
-    for path in (folder.parent / "experiment.json", *folder.glob("*")):  # of no folder, nothing: its record is missed
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe is waited for, a device has no end
-            raise UserError(f"{path}: broken link: a pipe or a device, not a file; {ANEW}")
     facts, metrics = checked(folder / "record.json", Record), checked(folder / "metrics.json", Metrics)
     row = _row(folder, facts)
     chain(folder / "record.json", facts, row)

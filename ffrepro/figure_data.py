@@ -104,7 +104,7 @@ def depth(runs: Iterable[Mapping[str, Any]]) -> list[Accuracy]:
 def read_history(path: Path) -> list[dict[str, float]]:
     """history.csv, an entry an epoch with the columns that have a value in it. Raises UserError when it is none."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with record.regular(path).open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file, strict=True)
             entries = [{key: float(text) for key, text in line.items() if text} for line in table]
     except OSError as error:

@@ -68,7 +68,7 @@ def _check(project: Layout, params: Params, runs: Iterable[Run]) -> dict[str, co
     rows = {run.name: config.experiment(params, run.name) for run in runs}
     for name, row in rows.items():
         content, path = config.canonical(row).encode(), project.experiment(name)
-        if not path.exists() or path.read_bytes() != content:
+        if not path.exists() or record.regular(path).read_bytes() != content:
             record.write_bytes(content, path)
     return rows
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -67,10 +68,21 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def regular(path: Path) -> Path:
+    """The path, to be read. Raises UserError for a pipe, which would be waited for, and a device, which may not end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # what reads it says so
+        return path
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: cannot be read: a pipe or a device, not a file")
+    return path
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises UserError in one line when it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(regular(path).read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -343,7 +355,7 @@ def read_json(path: Path) -> Any:
 def _json_and_text(path: Path, remedy: str = "") -> tuple[Any, str]:
     """What JSON says, and its text, to the byte."""
     try:
-        text = path.read_bytes().decode()
+        text = regular(path).read_bytes().decode()
         content = json.loads(text, parse_constant=_no_number)
         level = [content]
         for _ in range(DEEP + 1):
@@ -408,7 +420,7 @@ def _read(path: Path, framework: str, hashed: Callable[[dict[str, Any]], str], r
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework) as file:
+        with safe_open(regular(path), framework) as file:
             said = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except FileNotFoundError:

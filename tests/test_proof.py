@@ -583,7 +583,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(runs, name):
     path = (runs[0] / name).resolve()
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=rf"{path.name}: broken link: a pipe or a device, not a file; get it anew"):
+    with pytest.raises(UserError, match=rf"{path.name}: cannot be read: a pipe or a device, not a file"):
         evidence.read(runs[0])
 
 

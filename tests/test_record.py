@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ffrepro import PORTABLE, determinism, record
+from ffrepro import PORTABLE, checkpoint, config, determinism, figure_data, record
 from ffrepro.errors import UserError
 
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
@@ -336,6 +336,30 @@ def test_what_cannot_be_opened_is_neither_missing_nor_damaged(tmp_path):
         record.read_tensors(link)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        record.file_hash,
+        record.read_json,
+        record.read_sealed,
+        record.read_tensors,
+        record.read_arrays,
+        config.read_experiment,
+        figure_data.read_history,
+        lambda path: checkpoint.read(path, torch.device("cpu")),
+    ],
+)
+def test_no_reader_waits_for_a_pipe_or_reads_a_device(tmp_path, read):
+    path = tmp_path / "file"
+    path.symlink_to("/dev/null")
+    with pytest.raises(UserError, match=r"/file: cannot be read: a pipe or a device, not a file$"):
+        read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"/file: cannot be read: a pipe or a device, not a file$"):
+        read(path)
+
+
 # Code and environment
 
 
@@ -608,13 +632,19 @@ def test_a_history_is_a_line_a_row_under_the_first_rows_names(tmp_path):
 # Files that are sealed
 
 
-def test_what_is_sealed_is_read_once():
+def test_what_is_sealed_is_read_once(tmp_path, monkeypatch):
     """So that a stage which replaces the file meanwhile is no broken link."""
-    out, into = os.pipe()
-    os.write(into, record.sealed({"a": 1}).encode())
-    os.close(into)
-    with os.fdopen(out):
-        assert record.read_sealed(Path(f"/dev/fd/{out}"))["a"] == 1
+    path, whole = tmp_path / "a.json", Path.read_bytes
+
+    def read_and_replaced(self):
+        content = whole(self)
+        self.write_text(record.sealed({"a": 2}))
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replaced)
+    record.write_sealed({"a": 1}, path)
+    assert record.read_sealed(path)["a"] == 1
+    assert record.read_sealed(path)["a"] == 2, "it was replaced"
 
 
 def test_a_seal_is_the_hash_of_the_text_without_it(tmp_path):

@@ -88,7 +88,7 @@ def state(trained):
 
 
 def test_a_float32_step_of_the_large_network_is_near_to_float64_and_one_in_tf32_is_not(small, monkeypatch):
-    torch.set_num_threads(os.cpu_count())  # float64 takes one of them minutes, and no bits are compared
+    torch.set_num_threads(devices.cores())  # float64 takes one of them minutes, and no bits are compared
     chosen = evaluation.in_float32(small(None, batch=gpu.COMPARED))
     exact = [gpu._exact_gradients(chosen, parity) for parity in (0, 1)]
     monkeypatch.setattr(gpu, "_exact_gradients", lambda _, parity: exact[parity])

@@ -338,6 +338,9 @@ def processes():
 
     def start(*command):
         started.append(subprocess.Popen(command))
+        with contextlib.suppress(psutil.ZombieProcess):
+            while not psutil.Process(started[-1].pid).cmdline():  # the kernel tells it a moment after the start
+                time.sleep(0.001)
         return started[-1]
 
     yield start

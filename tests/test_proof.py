@@ -587,6 +587,16 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(runs, name):
         evidence.read(runs[0])
 
 
+def test_a_tensor_file_that_is_none_or_empty_is_to_be_got_anew(runs):
+    path = runs[0] / "goodness.safetensors"
+    path.write_bytes(b"none")
+    with pytest.raises(UserError, match=r"goodness\.safetensors: not a whole safetensors file .*; get it anew, from "):
+        evidence.read(runs[0])
+    record.write_tensors({}, path)
+    with pytest.raises(UserError, match=r"goodness\.safetensors: broken link: holds no tensors$"):
+        evidence.read(runs[0])
+
+
 def test_a_foreign_weights_file(runs, trained):
     shutil.copy(runs[0].parent / "1" / "weights.safetensors", runs[0])
     assert "weights.safetensors: broken link: not the tensors that record.json names" in broken(runs[0], trained)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from ffrepro import (
     audit,
@@ -31,6 +32,7 @@ from ffrepro.targets import Reference, Target, spread
 CPU = torch.device("cpu")
 NO_REFERENCE = "no reference for this key (seed, parameters, data, code, environment)"
 FILES = ("record.json", "metrics.json", "history.csv", "weights.safetensors", "goodness.safetensors")
+NO_TIME = "broken link: no record: {}: Value error, not as `checkpoint.now` writes it"
 
 
 @pytest.fixture(scope="module")
@@ -604,15 +606,17 @@ def test_a_foreign_weights_file(runs, trained):
 
 def test_a_record_under_another_seed(runs, trained):
     shutil.rmtree(runs[0].parent / "1")
-    runs[0].rename(runs[0].parent / "1")
-    assert "the record of digits-0, not of this folder" in broken(runs[0].parent / "1", trained)
+    there = runs[0].rename(runs[0].parent / "1")
+    says = f"{there / 'record.json'}: broken link: the record of digits-0, not of this folder"
+    assert broken(there, trained) == says
 
 
 def test_a_record_of_other_parameters(runs, trained):
     path = runs[0].parent / "experiment.json"
     row = config.changed(config.read_experiment(path), {"training.alpha": 5.0})
     path.write_text(config.canonical(row))
-    assert "a record of other parameters than experiment.json's" in broken(runs[0], trained)
+    says = f"{runs[0] / 'record.json'}: broken link: a record of other parameters than experiment.json's"
+    assert broken(runs[0], trained) == says
 
 
 def test_metrics_of_another_seed(runs, trained):
@@ -642,6 +646,19 @@ def test_a_link_changed_and_sealed_anew(runs, trained):
     assert "the chain does not hold at epoch 2" in broken(runs[0], trained)
     reseal(runs[0] / "record.json", chain=chain[:1])
     assert "a chain of 1 epochs, of 3 in order" in broken(runs[0], trained)
+
+
+def test_a_chain_that_ends_in_other_weights_than_the_records(runs, trained):
+    reseal(path := runs[0] / "record.json", weights="0" * 64)
+    says = f"{path}: broken link: the chain does not end in the weights that the record names"
+    assert broken(runs[0], trained) == says
+
+
+def test_the_same_tensors_in_other_bytes(runs, trained):
+    path = runs[0] / "weights.safetensors"
+    tensors = record.read_tensors(path)
+    path.write_bytes(save(tensors, {"sha256": record.tensors_hash(tensors), "more": "words"}))
+    assert broken(runs[0], trained) == f"{path}: broken link: changed after it was written"
 
 
 def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
@@ -706,6 +723,8 @@ def test_bitwise_against_a_reference_of_the_same_key(runs, trained, tmp_path):
         ("record.json", {"seed": "0"}, "no record: seed: Input should be a valid integer"),
         ("record.json", {"more": 1}, "no record: more: Extra inputs are not permitted"),
         ("record.json", {"started": "yesterday"}, "no record: started: "),
+        ("record.json", {"started": "2020-01-01T00:00:00+01:00"}, NO_TIME.format("started")),
+        ("record.json", {"ended": "2020-01-01 00:00:00+00:00"}, NO_TIME.format("ended")),
         ("record.json", {"experiment": "di**gits"}, "no record: experiment: String should match pattern"),
         ("record.json", {"experiment": "digits\n  ok bitwise: all"}, "no record: experiment: String should match"),
         ("record.json", {"experiment": "\x1b[2Jdigits"}, "no record: experiment: String should match pattern"),

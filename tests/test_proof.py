@@ -599,9 +599,12 @@ def test_a_tensor_file_that_is_none_or_empty_is_to_be_got_anew(runs):
         evidence.read(runs[0])
 
 
-def test_a_foreign_weights_file(runs, trained):
-    shutil.copy(runs[0].parent / "1" / "weights.safetensors", runs[0])
-    assert "weights.safetensors: broken link: not the tensors that record.json names" in broken(runs[0], trained)
+@pytest.mark.parametrize(("name", "by"), [("weights", "record"), ("goodness", "metrics")])
+def test_another_runs_tensors(runs, trained, name, by):
+    path = runs[0] / f"{name}.safetensors"
+    shutil.copy(runs[0].parent / "1" / path.name, path)
+    says = f"{path}: broken link: not the tensors that {by}.json names; another run's file"
+    assert broken(runs[0], trained) == says
 
 
 def test_a_record_under_another_seed(runs, trained):

@@ -282,9 +282,9 @@ def test_goodness_that_is_no_number_is_refused(runs, trained, value):
     ],
 )
 def test_a_goodness_file_of_another_shape(runs, trained, tensors):
-    digest = record.write_tensors(tensors, runs[0] / "goodness.safetensors")
+    digest = record.write_tensors(tensors, path := runs[0] / "goodness.safetensors")
     reseal(runs[0] / "metrics.json", goodness_table=digest)
-    assert "no table of (360, 10, 3) finite float32 values" in broken(runs[0], trained)
+    assert broken(runs[0], trained) == f"{path}: broken link: no table of (360, 10, 3) finite float32 values"
 
 
 def test_without_the_goodness_file_the_weights_tell(runs, trained):

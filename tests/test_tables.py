@@ -177,6 +177,7 @@ def test_explain_lists_seeds_and_records(small):
     )
     own = "weights weights 1, code c0dec0dec0de, 2026-01-02T03:04:05+00:00"
     assert lines[4] == f"seed 1: 96.00 %; runs/digits/1/record.json: {own}"
+    assert lines[5].startswith("seed 2: 97.00 %; runs/digits/2/record.json: weights weights 2, ")
     assert lines[6] == "commit: runs are not committed"
     assert "training.epochs 20, " in lines[7]
     assert "augmentation.flip false" in lines[7]
